@@ -1,0 +1,332 @@
+"""The tasks that are known by name (GLUE), what labels mean, and how predictions are scored."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from tinybert.errors import InputError
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task before its data is read.
+
+    Attributes:
+        name: The hub's name in lower case, such as ``"sst2"``.
+        text_columns: One column, or the two of a sentence pair, as the hub names them.
+        kind: Classification or regression.
+        metric: The key of `compute_metrics` that chooses the best checkpoint.
+        label_names: The class names in the order of their ids; empty for regression.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    kind: Kind
+    metric: str
+    label_names: tuple[str, ...] = ()
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILS = ("entailment", "not_entailment")
+
+# Columns and class order: the hub's nyu-mll/glue. Metrics: Wang et al. 2018 (GLUE), section 3, where a task
+# with two metrics (MRPC, QQP, STS-B) is scored by their mean.
+GLUE: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("cola", ("sentence",), "classification", "matthews", ("unacceptable", "acceptable")),
+        Task("sst2", ("sentence",), "classification", "accuracy", ("negative", "positive")),
+        Task("mrpc", _PAIR, "classification", "accuracy_f1", ("not_equivalent", "equivalent")),
+        Task("stsb", _PAIR, "regression", "pearson_spearman"),
+        Task(
+            "qqp", ("question1", "question2"), "classification", "accuracy_f1", ("not_duplicate", "duplicate")
+        ),
+        Task(
+            "mnli",
+            ("premise", "hypothesis"),
+            "classification",
+            "accuracy",
+            ("entailment", "neutral", "contradiction"),
+        ),
+        Task("qnli", ("question", "sentence"), "classification", "accuracy", _ENTAILS),
+        Task("rte", _PAIR, "classification", "accuracy", _ENTAILS),
+        Task("wnli", _PAIR, "classification", "accuracy", ("not_entailment", "entailment")),
+    )
+}
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+)
+_TEXTS = ("text", "sentence", "review", "content", "comment", "message", "document", "tweet", "question")
+# gold_label before label: where both are there (SNLI, MNLI's own files), the first is the agreed one.
+_LABELS = ("gold_label", "label", "labels", "target", "class", "category", "score", "rating", "sentiment")
+_ENDING = re.compile(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", re.IGNORECASE)
+
+
+def find_task(source: str) -> Task | None:
+    """The GLUE task that a name, a hub name, a folder or a file path speaks of.
+
+    Only the last part of the path (less a data ending) or the folder that holds it counts, and only as a
+    whole: ``"SST-2"``, ``"glue/STS-B/train.tsv"``, ``"mrpc.csv"``, but not ``"cola_drinks.csv"``.
+
+    Args:
+        source: A name or path; case and punctuation do not matter.
+
+    Returns:
+        The task, or ``None``.
+    """
+    parts = [part for part in re.split(r"[/\\]", source) if part][-2:]
+    for part in reversed(parts):
+        plain = re.sub(r"[^a-z0-9]", "", _ENDING.sub("", part).lower())
+        # The hub has MNLI's two halves as configurations of their own.
+        name = "mnli" if plain in ("mnlimatched", "mnlimismatched") else plain
+        if name in GLUE:
+            return GLUE[name]
+    return None
+
+
+def find_text_columns(
+    names: Sequence[str], given: Sequence[str] | None, task: Task | None, origin: str
+) -> tuple[str, ...]:
+    """The one or two columns that hold the text.
+
+    Args:
+        names: All columns.
+        given: The user's choice, which wins.
+        task: A task whose columns are there, which comes next; then the usual names.
+        origin: What has these columns, for messages.
+
+    Raises:
+        InputError: A given column is missing, or there is no usual one.
+    """
+    if given is not None:
+        wanted = (given,) if isinstance(given, str) else tuple(given)
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise InputError(
+                f"{origin} has no column {listed(missing)}; it has {listed(names)}: mend --text_columns"
+            )
+        if len(set(wanted)) != len(wanted) or not 1 <= len(wanted) <= 2:
+            raise InputError(f"--text_columns is {wanted}: expected one column, or two different ones")
+        return wanted
+    if task is not None:
+        return task.text_columns
+    lower = {name.lower().strip(): name for name in reversed(names)}
+    for usual in (*_PAIRS, *((name,) for name in _TEXTS)):
+        if all(name in lower for name in usual):
+            return tuple(lower[name] for name in usual)
+    raise InputError(f"{origin} has no usual text column; it has {listed(names)}: give --text_columns A [B]")
+
+
+def find_label_column(
+    names: Sequence[str], given: str | None, texts: tuple[str, ...], required: bool, origin: str
+) -> str | None:
+    """The column that holds the label, or ``None``.
+
+    Args:
+        names: All columns.
+        given: The user's choice, which wins over the usual names.
+        texts: The columns that hold the text.
+        required: Whether it is an error that there is none.
+        origin: What has these columns, for messages.
+
+    Raises:
+        InputError: The given column is missing, or a required one is.
+    """
+    rest = [name for name in names if name not in texts]
+    if given is not None:
+        if given not in rest:
+            raise InputError(
+                f"{origin} has no label column {given!r}; beside the text it has {listed(rest)}: "
+                "mend --label_column"
+            )
+        return given
+    lower = {name.lower().strip(): name for name in reversed(rest)}
+    for usual in (*_LABELS, "is_duplicate"):
+        if usual in lower:
+            return lower[usual]
+    if required:
+        raise InputError(f"{origin} has no usual label column; it has {listed(names)}: give --label_column C")
+    return None
+
+
+def read_labels(
+    values: Sequence[str],
+    kind: Kind | None,
+    given: Sequence[str] | None,
+    known: Sequence[str],
+    where: Callable[[str], str],
+) -> tuple[Kind, tuple[str, ...], list[float]]:
+    """Tell what the different labels of a data set mean.
+
+    For classification the names are ``given``, else ``known``, else the labels themselves, sorted. Labels are
+    matched by name, exactly or whatever their case. Where they are not all names but all integers they are
+    ids: of ``known`` if any of its names is in ``given`` (so a teacher with another order of classes is met
+    by name), else of ``given`` as it stands.
+
+    Args:
+        values: The labels as text, each once.
+        kind: If ``None``, a number that is no integer means regression, all else classification.
+        given: The class names that ids must refer to, such as a teacher's, in the order of their ids.
+        known: The class names of the data's own ids, if the source tells them; may be empty.
+        where: From a label to the words that begin an error message about it.
+
+    Returns:
+        The kind, the class names (empty for regression), and for each value its id or its number.
+
+    Raises:
+        InputError: A label is not a number (regression) or not a known class (classification).
+    """
+    numbers = [_number(value) for value in values]
+    integers = [int(number) for number in numbers if number is not None and number.is_integer()]
+    all_integers = len(integers) == len(values)
+    if kind is None:
+        kind = "regression" if None not in numbers and not all_integers else "classification"
+    if kind == "regression":
+        if None in numbers:
+            raise InputError(
+                f"{where(values[numbers.index(None)])} is not a number, but the task is regression"
+            )
+        return kind, (), [number for number in numbers if number is not None]
+    names = tuple(given or known)
+    if not names:
+        # As numbers, "10" comes after "9".
+        names = tuple(map(str, sorted(set(integers)))) if all_integers else tuple(sorted(values))
+        values = [str(number) for number in integers] if all_integers else values
+    ids = [_find(value, names) for value in values]
+    if None in ids and all_integers:
+        own = known if any(_find(name, names) is not None for name in known) else names
+        ids = [_find(own[number], names) if 0 <= number < len(own) else None for number in integers]
+    if None in ids:
+        advice = "correct it, or use a model whose id2label has it"
+        if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+            advice = f"write labels as 0 to {len(names) - 1}, or name the classes in the model's id2label"
+        unknown = where(values[ids.index(None)])
+        raise InputError(f"{unknown} is not one of the known labels {listed(names)}: {advice}")
+    return kind, names, [float(place) for place in ids if place is not None]
+
+
+def _find(value: str, names: Sequence[str]) -> int | None:
+    """The place of a label among names: exact, else whatever its case."""
+    if value in names:
+        return names.index(value)
+    folded = [name.casefold() for name in names]
+    return folded.index(value.casefold()) if value.casefold() in folded else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
+
+
+def main_metric(kind: Kind, task: Task | None) -> str:
+    """The key of `compute_metrics` that chooses the best checkpoint.
+
+    Args:
+        kind: Classification or regression.
+        task: The known task, or ``None``; ignored where its kind is another one.
+
+    Returns:
+        The task's own metric; else ``"accuracy"`` or ``"pearson_spearman"``.
+    """
+    if task is not None and task.kind == kind:
+        return task.metric
+    return "accuracy" if kind == "classification" else "pearson_spearman"
+
+
+def compute_metrics(
+    kind: Kind, predictions: np.ndarray, labels: np.ndarray, *, label_count: int | None = None
+) -> dict[str, float]:
+    """Score predictions against labels.
+
+    - classification: ``accuracy``; ``f1`` (two classes: of class 1; more: macro, the plain mean over the
+      classes that occur); ``accuracy_f1``, their mean; ``matthews``, the correlation coefficient.
+    - regression: ``pearson``, ``spearman``, ``pearson_spearman`` (their mean), ``mse``.
+
+    A correlation that is undefined (all predictions equal, one example) counts 0.0, as GLUE's scorers do.
+
+    Args:
+        kind: Classification or regression.
+        predictions: Logits (N, C), or scores (N,) or (N, 1) for regression.
+        labels: Class ids (N,) or scores (N,).
+        label_count: The number of classes where it is not C; decides only what ``f1`` means.
+
+    Returns:
+        Name to value, plain finite floats.
+
+    Raises:
+        InputError: Nothing to score, lengths or shapes that do not fit, or numbers that are not finite.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if kind == "regression":
+        predictions = predictions.reshape(-1) if predictions.shape[1:] == (1,) else predictions
+        labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
+    expected = 2 if kind == "classification" else 1
+    fits = predictions.ndim == expected and labels.ndim == 1 and len(predictions) == len(labels)
+    if not fits or predictions.size == 0:
+        raise InputError(
+            f"cannot score predictions of shape {predictions.shape} against labels of shape {labels.shape}: "
+            f"expected {'(N, classes) and (N,)' if expected == 2 else '(N,) and (N,)'} with N at least 1"
+        )
+    # An infinite logit still has a place in the order; an infinite score has no error that can be averaged.
+    broken = np.isnan(predictions) if kind == "classification" else ~np.isfinite(predictions)
+    if broken.any() or not np.isfinite(labels).all():
+        raise InputError(
+            "cannot score NaN or infinity: the model's outputs or the labels are not finite numbers; if "
+            "training diverged, lower the learning rate"
+        )
+    with warnings.catch_warnings():  # scipy and sklearn warn of constant inputs, which are answered here
+        warnings.simplefilter("ignore")
+        if kind == "classification":
+            return _classification(predictions.argmax(1), labels, label_count or predictions.shape[1])
+        return _regression(predictions.astype(np.float64), labels.astype(np.float64))
+
+
+def _classification(predicted: np.ndarray, labels: np.ndarray, label_count: int) -> dict[str, float]:
+    accuracy = float(accuracy_score(labels, predicted))
+    if label_count == 2:
+        f1 = float(f1_score(labels == 1, predicted == 1, zero_division=0))
+    else:
+        f1 = float(f1_score(labels, predicted, average="macro", zero_division=0))
+    return {
+        "accuracy": accuracy,
+        "f1": f1,
+        "accuracy_f1": (accuracy + f1) / 2,
+        "matthews": float(np.nan_to_num(matthews_corrcoef(labels, predicted))),
+    }
+
+
+def _regression(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    # scipy's answer for a constant is NaN, or noise where the mean is not exact: decide before asking it.
+    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
+    pearson = 0.0 if constant else float(np.nan_to_num(pearsonr(predicted, labels).statistic))
+    spearman = 0.0 if constant else float(np.nan_to_num(spearmanr(predicted, labels).statistic))
+    return {
+        "pearson": pearson,
+        "spearman": spearman,
+        "pearson_spearman": (pearson + spearman) / 2,
+        "mse": float(np.mean((predicted - labels) ** 2)),
+    }
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a one-line message: quoted, and no more than twenty of them."""
+    shown = ", ".join(repr(name[:60]) for name in names[:20])
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"

@@ -1,0 +1,250 @@
+"""The loss functions of TinyBERT: tensors of two models in, one scalar out.
+
+Equation numbers are those of Jiao et al., arXiv 1909.10351v5. Shapes: B sequences, T tokens, h heads,
+d the width of a model, d_k = d / h its head size, C classes. Everything is computed in float32 (float64
+for float64 input) with autocast off, and every loss is a mean over real entries only, so that padding
+never changes it. No gradient reaches a teacher. Call backward outside autocast, as torch asks.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tinybert.errors import InputError
+
+Padding = Literal["real", "reference"]
+
+# Below this many tokens the T x T scores are cheaper than the Gram matrices (benchmarks/attention_loss.py).
+GRAM_FROM_LENGTH = 96
+
+
+@dataclass(frozen=True)
+class States:
+    """What one forward pass of one model shows.
+
+    Attributes:
+        hidden: Embedding output, then each layer's output: L + 1 tensors (B, T, d).
+        queries: Each layer's queries before scaling: L tensors (B, h, T, d_k).
+        keys: Each layer's keys, shaped alike.
+        scaling: Each layer's factor on the query-key products, usually 1 / sqrt(d_k).
+        logits: The head's output (B, C), or None where only the encoder ran.
+    """
+
+    hidden: tuple[Tensor, ...] = ()
+    queries: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    scaling: tuple[float, ...] = ()
+    logits: Tensor | None = None
+
+
+class Counts(NamedTuple):
+    """What the losses of a batch are divided by.
+
+    Given from outside, these are the counts of a whole accumulated or distributed batch, so that the sum
+    of its pieces' losses is the loss of the whole.
+    """
+
+    examples: Tensor
+    tokens: Tensor
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> "Counts":
+        """Count the examples, real tokens and real (query, key) pairs of a mask (B, T)."""
+        lengths = attention_mask.sum(dim=-1).float()
+        return cls(torch.ones_like(lengths).sum(), lengths.sum(), lengths.square().sum())
+
+
+def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a loss with autocast off: bfloat16 sums of squares lose the small differences they are about."""
+
+    @functools.wraps(function)
+    def wrapper(student: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(student.device.type, enabled=False):
+            return function(student, *args, **kwargs)
+
+    return wrapper
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _masked(tensor: Tensor, factor: Tensor) -> Tensor:
+    # Queries and keys come as views (B, T, h, d_k) -> (B, h, T, d_k): copied once here, not in each product.
+    return (tensor * factor).contiguous()
+
+
+class _ScoreDifference(torch.autograd.Function):
+    """|Qs Ks' - Qt Kt'|_F^2 summed over batch and heads, with or without the T x T scores.
+
+    With S = Qs Ks' and T = Qt Kt' the squared norm is <Qs'Qs, Ks'Ks> - 2 <Qs'Qt, Ks'Kt> + <Qt'Qt, Kt'Kt>,
+    the gradient dQs = 2 (Qs (Ks'Ks) - Qt (Kt'Ks)) and dKs = 2 (Ks (Qs'Qs) - Kt (Qt'Qs)). Every bracket is
+    head size x head size: O(T d_k^2) work and O(T d_k) memory. Either form takes the gradient in the
+    forward pass, in full precision, and keeps nothing else: no scores, nothing of the teacher.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, form: str
+    ) -> Tensor:
+        differentiable = any(ctx.needs_input_grad)
+        if form == "direct":
+            difference = queries @ keys.mT - teacher_queries @ teacher_keys.mT
+            if differentiable:
+                ctx.save_for_backward(difference @ keys, difference.mT @ queries)
+            return difference.square().sum()
+        student_qq, student_kk = queries.mT @ queries, keys.mT @ keys
+        cross_qq, cross_kk = teacher_queries.mT @ queries, teacher_keys.mT @ keys
+        teacher_qq, teacher_kk = teacher_queries.mT @ teacher_queries, teacher_keys.mT @ teacher_keys
+        if differentiable:
+            ctx.save_for_backward(
+                queries @ student_kk - teacher_queries @ cross_kk, keys @ student_qq - teacher_keys @ cross_qq
+            )
+        student, cross, teacher = student_qq * student_kk, cross_qq * cross_kk, teacher_qq * teacher_kk
+        # Rounding alone can take the loss of equal scores below zero.
+        return (student.sum() - 2 * cross.sum() + teacher.sum()).clamp_min(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        half_grad_queries, half_grad_keys = ctx.saved_tensors
+        scale = 2 * grad_outputs[0]
+        return half_grad_queries * scale, half_grad_keys * scale, None, None, None
+
+
+@_full_precision
+def attention_loss(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    attention_mask: Tensor,
+    *,
+    student_scaling: float,
+    teacher_scaling: float,
+    pairs: Tensor | None = None,
+    form: Literal["direct", "gram"] | None = None,
+    padding: Padding = "real",
+) -> Tensor:
+    """Mean squared difference of the unnormalised attention scores, equation 7.
+
+    A = scaling * Q K' before mask and softmax. Summed over heads and real (query, key) pairs, divided by
+    heads * real pairs. Both forms give the same value and gradient; no gradient reaches the teacher.
+
+    Args:
+        student_queries: (B, h, T, d_k) of the student.
+        student_keys: Likewise.
+        teacher_queries: (B, h, T, d_k) of the teacher: same h and T, any d_k.
+        teacher_keys: Likewise.
+        attention_mask: (B, T), 1 = real token.
+        student_scaling: Factor on the student's products.
+        teacher_scaling: Factor on the teacher's products.
+        pairs: Real pairs to divide by; those of this mask unless given.
+        form: ``"direct"`` makes the T x T scores, ``"gram"`` does not; by length unless given.
+        padding: ``"reference"`` repeats the reference implementation: only padded keys and scores of
+            -100 and below count as zero, and the mean runs over all h * T * T entries.
+
+    Raises:
+        InputError: The models differ in their number of heads.
+    """
+    heads, length = student_queries.shape[1:3]
+    if teacher_queries.shape[1] != heads:
+        raise InputError(
+            f"the student has {heads} attention heads and the teacher {teacher_queries.shape[1]}: "
+            "give both the same number, or set attention_weight to 0"
+        )
+    real = attention_mask[:, None, :, None].to(torch.promote_types(student_queries.dtype, torch.float32))
+    real_queries = torch.ones_like(real) if padding == "reference" else real
+    queries = _masked(student_queries, real_queries * student_scaling)
+    keys = _masked(student_keys, real)
+    with torch.no_grad():
+        teacher_queries = _masked(teacher_queries, real_queries * teacher_scaling)
+        teacher_keys = _masked(teacher_keys, real)
+    if padding == "reference":
+        student_scores, teacher_scores = queries @ keys.mT, teacher_queries @ teacher_keys.mT
+        return F.mse_loss(
+            student_scores.masked_fill(student_scores <= -100, 0),
+            teacher_scores.masked_fill(teacher_scores <= -100, 0),
+        )
+    if form is None:
+        form = "direct" if length < GRAM_FROM_LENGTH else "gram"
+    total = _ScoreDifference.apply(queries, keys, teacher_queries, teacher_keys, form)
+    return total / (heads * (Counts.of(attention_mask).pairs if pairs is None else pairs))
+
+
+@_full_precision
+def hidden_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    projection: nn.Module,
+    attention_mask: Tensor,
+    *,
+    tokens: Tensor | None = None,
+    padding: Padding = "real",
+) -> Tensor:
+    """Mean squared difference of projected hidden states, equation 8, and of embeddings, equation 9.
+
+    Args:
+        student_hidden: H_S (B, T, d').
+        teacher_hidden: H_T (B, T, d).
+        projection: Learnable W (d' -> d).
+        attention_mask: (B, T), 1 = real token.
+        tokens: Real tokens to divide by; those of this mask unless given.
+        padding: ``"reference"`` takes the mean over padded tokens too.
+    """
+    difference = projection(_wide(student_hidden)) - _wide(teacher_hidden.detach())
+    if padding == "reference":
+        return difference.square().mean()
+    total = (difference.square().sum(dim=-1) * attention_mask).sum()
+    tokens = Counts.of(attention_mask).tokens if tokens is None else tokens
+    return total / (tokens * teacher_hidden.shape[-1])
+
+
+@_full_precision
+def soft_label_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    examples: Tensor | None = None,
+    padding: Padding = "real",
+) -> Tensor:
+    """Soft cross-entropy between teacher and student predictions, equation 10.
+
+    CE(softmax(z_T / t), z_S / t) * t^2, summed over classes, mean over examples: the factor keeps the size
+    of the gradient when t changes (Hinton et al. 2015, section 2.1).
+
+    Args:
+        student_logits: z_S (B, C).
+        teacher_logits: z_T (B, C).
+        temperature: t > 0.
+        examples: Examples to divide by; B unless given.
+        padding: ``"reference"`` takes the mean over classes too and leaves out t^2.
+    """
+    target = F.softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
+    log_probabilities = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
+    if padding == "reference":
+        return -(target * log_probabilities).mean()
+    total = -(target * log_probabilities).sum() * temperature**2
+    return total / (student_logits.shape[0] if examples is None else examples)
+
+
+@_full_precision
+def score_loss(student_logits: Tensor, target: Tensor, *, examples: Tensor | None = None) -> Tensor:
+    """Mean squared difference of regression scores (B, 1) from the teacher's or the gold ones (B,)."""
+    total = (_wide(student_logits).flatten() - _wide(target.detach()).flatten()).square().sum()
+    return total / (student_logits.shape[0] if examples is None else examples)
+
+
+@_full_precision
+def gold_label_loss(student_logits: Tensor, labels: Tensor, *, examples: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the student's logits (B, C) against gold class ids (B,)."""
+    total = F.cross_entropy(_wide(student_logits), labels, reduction="sum")
+    return total / (student_logits.shape[0] if examples is None else examples)

@@ -1,0 +1,214 @@
+"""The TinyBERT objective: two models' states in, named loss parts out. Owns the learnable projections.
+
+Equation numbers are those of Jiao et al., arXiv 1909.10351v5; shapes as in ``tinybert.losses``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinybert.errors import InputError
+from tinybert.losses import (
+    Counts,
+    Padding,
+    States,
+    attention_loss,
+    gold_label_loss,
+    hidden_loss,
+    score_loss,
+    soft_label_loss,
+)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The lambdas of equation 6: a weight a kind of loss, times a weight a layer.
+
+    Attributes:
+        embedding: Weight of equation 9.
+        hidden: Weight of equation 8, at every mapped layer.
+        attention: Weight of equation 7, at every mapped layer.
+        prediction: Weight of equation 10, or of the squared error to the teacher's score.
+        gold: Weight of the loss against the gold label (0 in the paper).
+        layers: lambda_0 (embeddings), ..., lambda_M, lambda_(M+1) (prediction); all 1 where empty.
+    """
+
+    embedding: float = 1.0
+    hidden: float = 1.0
+    attention: float = 1.0
+    prediction: float = 1.0
+    gold: float = 0.0
+    layers: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are negative or all zero, which would silently train nothing."""
+        kinds = (self.embedding, self.hidden, self.attention, self.prediction, self.gold)
+        if min(kinds + self.layers) < 0:
+            raise InputError(f"loss weights must not be negative, got {self}")
+        if max(kinds) == 0:
+            raise InputError(
+                "every loss weight is 0, so nothing would be trained: give at least one a weight"
+            )
+
+
+class DistillationLoss(nn.Module):
+    """Equation 6: a weighted sum over layers m = 0..M+1 of L_layer(student m, teacher g(m)).
+
+    The projections W_e and W_h (one a layer) are this module's parameters: train them with the student,
+    keep them with its checkpoints, never inside it.
+
+    Args:
+        student_hidden_size: d'.
+        teacher_hidden_size: d.
+        layer_map: g(1), ..., g(M), counted from 1 (``tinybert.mapping.layer_map``).
+        weights: The lambdas.
+        kind: What the logits are: class scores or one regression score.
+        temperature: t of equation 10.
+        padding: See ``attention_loss``.
+    """
+
+    def __init__(
+        self,
+        student_hidden_size: int,
+        teacher_hidden_size: int,
+        layer_map: Sequence[int],
+        *,
+        weights: LossWeights | None = None,
+        kind: Literal["classification", "regression"] = "classification",
+        temperature: float = 1.0,
+        padding: Padding = "real",
+    ) -> None:
+        """Create the projections: the identity where the widths agree, else orthogonal rows."""
+        super().__init__()
+        self.layer_map = tuple(layer_map)
+        self.weights = weights or LossWeights()
+        self.kind, self.temperature, self.padding = kind, temperature, padding
+        layers = self.weights.layers
+        if layers and len(layers) != len(self.layer_map) + 2:
+            raise InputError(
+                f"got {len(layers)} layer weights for {len(self.layer_map)} student layers: "
+                f"give {len(self.layer_map) + 2} (embeddings, each layer, prediction)"
+            )
+        self._last = len(self.layer_map) + 1
+        parts = [f"{kind}_{m}" for kind in ("hidden", "attention") for m in range(1, self._last)]
+        if not any(self.weight(part) for part in ("embedding", *parts, "prediction", "gold")):
+            raise InputError(
+                f"the layer weights {layers} leave every loss at 0, so nothing would be trained: "
+                "give a weight to a layer whose kind of loss has one"
+            )
+        projected = [m for m in range(self._last) if self._weight("hidden" if m else "embedding", m)]
+        self.projections = nn.ModuleDict(
+            {str(m): nn.Linear(student_hidden_size, teacher_hidden_size, bias=False) for m in projected}
+        )
+        for projection in self._projections():
+            start = nn.init.eye_ if student_hidden_size == teacher_hidden_size else nn.init.orthogonal_
+            start(projection.weight)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether any part needs hidden states or attention scores."""
+        return self.weights.embedding + self.weights.hidden + self.weights.attention > 0
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether any part needs queries and keys."""
+        return self.weights.attention > 0
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether any part needs the student's logits."""
+        return self.weights.prediction + self.weights.gold > 0
+
+    def start_projections(self, start: Sequence[Tensor]) -> None:
+        """Set the projections of layers 0..M to the matrices W (d', d) in H_S W ~ H_T."""
+        with torch.no_grad():
+            for m, projection in zip(self.projections, self._projections(), strict=True):
+                projection.weight.copy_(start[int(m)].T)
+
+    def _projections(self) -> list[nn.Linear]:
+        return [module for module in self.projections.values() if isinstance(module, nn.Linear)]
+
+    def _weight(self, kind: str, layer: int) -> float:
+        return getattr(self.weights, kind) * (self.weights.layers[layer] if self.weights.layers else 1.0)
+
+    def weight(self, part: str) -> float:
+        """Return the weight of a part: lambda of its kind times lambda of its layer."""
+        kind, _, layer = part.partition("_")
+        if kind == "embedding":
+            return self._weight(kind, 0)
+        return self._weight(kind, int(layer) if layer else self._last)
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the parts that ``forward`` gave."""
+        return torch.stack([self.weight(name) * part for name, part in parts.items()]).sum()
+
+    def forward(
+        self,
+        student: States,
+        teacher: States,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        counts: Counts | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the unweighted parts that have a weight, as scalars by name.
+
+        Names: ``embedding``, ``hidden_1`` ... ``hidden_M``, ``attention_1`` ... ``attention_M``,
+        ``prediction``, ``gold``.
+
+        Args:
+            student: States of the student: M + 1 hidden states.
+            teacher: States of the teacher, of all layers up to g(M) at least.
+            attention_mask: (B, T), 1 = real token.
+            labels: Gold class ids or scores (B,); read by ``gold`` only.
+            counts: What to divide by; this batch's own counts unless given.
+        """
+        counts = counts or Counts.of(attention_mask)
+        parts: dict[str, Tensor] = {}
+        for m, g in enumerate((0, *self.layer_map)):
+            if str(m) in self.projections:
+                parts[f"hidden_{m}" if m else "embedding"] = hidden_loss(
+                    student.hidden[m],
+                    teacher.hidden[g],
+                    self.projections[str(m)],
+                    attention_mask,
+                    tokens=counts.tokens,
+                    padding=self.padding,
+                )
+            if m and self._weight("attention", m):
+                parts[f"attention_{m}"] = attention_loss(
+                    student.queries[m - 1],
+                    student.keys[m - 1],
+                    teacher.queries[g - 1],
+                    teacher.keys[g - 1],
+                    attention_mask,
+                    student_scaling=student.scaling[m - 1],
+                    teacher_scaling=teacher.scaling[g - 1],
+                    pairs=counts.pairs,
+                    padding=self.padding,
+                )
+        if self.reads_logits:
+            parts |= self._prediction_parts(student.logits, teacher.logits, labels, counts.examples)
+        return parts
+
+    def _prediction_parts(
+        self, student_logits: Any, teacher_logits: Any, labels: Any, examples: Tensor
+    ) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        regression = self.kind == "regression"
+        if self._weight("prediction", self._last) and regression:
+            parts["prediction"] = score_loss(student_logits, teacher_logits, examples=examples)
+        elif self._weight("prediction", self._last):
+            parts["prediction"] = soft_label_loss(
+                student_logits,
+                teacher_logits,
+                temperature=self.temperature,
+                examples=examples,
+                padding=self.padding,
+            )
+        if self._weight("gold", self._last):
+            gold_loss = score_loss if regression else gold_label_loss
+            parts["gold"] = gold_loss(student_logits, labels, examples=examples)
+        return parts

@@ -1,0 +1,137 @@
+"""One forward pass of a stock transformers model -> its states, without eager attention.
+
+transformers lets a model's attention be exchanged by name. Ours notes the queries and keys it is given
+and hands on to SDPA, so the unnormalised scores of equation 7 are at hand (as Q and K) while the model
+keeps its fast attention. ``outputs.attentions`` would be probabilities, and only with eager attention.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from tinybert.errors import InputError
+from tinybert.losses import States
+
+_NAME = "tinybert_capture"
+
+
+class _Call(NamedTuple):
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+# Lives for one forward pass: nothing global holds on to a graph.
+_calls: ContextVar[list[_Call] | None] = ContextVar("tinybert_calls", default=None)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    calls = _calls.get()
+    if calls is not None:
+        if kwargs.get("position_bias") is not None:
+            raise InputError(
+                f"{type(module).__name__} adds a position bias to its attention scores, which equation 7 "
+                "does not cover: set attention_weight to 0 for this model"
+            )
+        scaling = kwargs.get("scaling")
+        calls.append(_Call(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+# Under both names: registered as attention alone, transformers would drop the mask without a word and
+# padding would be attended to.
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+def _pretrained(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a DDP or compiled wrapper."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+@contextmanager
+def _recording(model: PreTrainedModel) -> Iterator[list[_Call]]:
+    before = model.config._attn_implementation
+    model.config._attn_implementation = _NAME
+    calls: list[_Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+        model.config._attn_implementation = before
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode under no_grad, then give it back in the mode it came in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def capture(
+    model: nn.Module, inputs: Mapping[str, Any], *, states: bool = True, scores: bool = True
+) -> States:
+    """Run one forward pass and return what it shows.
+
+    Args:
+        model: A transformers encoder with or without a head, maybe wrapped by DDP.
+        inputs: Its inputs; labels and whatever else its ``forward`` does not take are left out.
+        states: Whether to keep the hidden states (layer 0 = embedding output, then each layer's output).
+        scores: Whether to keep queries and keys, in the order of the layers.
+
+    Raises:
+        InputError: The model does not compute its attention through transformers' AttentionInterface, so
+            its scores cannot be had.
+    """
+    pretrained = _pretrained(model)
+    accepted = inspect.signature(pretrained.forward).parameters
+    taken = {name: value for name, value in inputs.items() if name in accepted and name != "labels"}
+    if not scores:
+        return _states(model(**taken, output_hidden_states=states), [], states)
+    with _recording(pretrained) as calls:
+        outputs = model(**taken, output_hidden_states=states)
+    name, layers = type(pretrained).__name__, pretrained.config.num_hidden_layers
+    if len(calls) != layers:
+        raise InputError(
+            f"the attention scores of {name} cannot be captured ({len(calls)} of {layers} layers use "
+            "transformers' AttentionInterface): use a BERT, RoBERTa, ELECTRA or DistilBERT model, or set "
+            "attention_weight to 0"
+        )
+    return _states(outputs, calls, states)
+
+
+def _states(outputs: Any, calls: list[_Call], states: bool) -> States:
+    return States(
+        hidden=tuple(outputs.hidden_states) if states else (),
+        queries=tuple(call.query for call in calls),
+        keys=tuple(call.key for call in calls),
+        scaling=tuple(call.scaling for call in calls),
+        logits=getattr(outputs, "logits", None),
+    )
+
+
+def check_capturable(model: PreTrainedModel) -> None:
+    """Find out before any time is spent whether ``capture`` can have a model's attention scores.
+
+    Raises:
+        InputError: It cannot; the message names the model and what to do.
+    """
+    ids = torch.arange(4, device=model.device).remainder(model.config.vocab_size)[None]
+    with evaluating(model):
+        capture(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

@@ -1,0 +1,123 @@
+"""The command line: parse, one call, print."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinybert.errors import InputError
+
+DESCRIPTION = """\
+Distil a BERT-family encoder into one that is several times smaller and faster.
+
+commands:
+  quickstart  the whole job on real parts from PyPI, in minutes
+  finetune    teach an encoder a task: a teacher, or a baseline
+  distill     teach a small student what a fine-tuned teacher knows
+  evaluate    score a model on labelled rows
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0, or 2 with one line on stderr where the input is bad."""
+    parser = argparse.ArgumentParser(
+        prog="tinybert",
+        description=DESCRIPTION,
+        epilog="tinybert COMMAND --help lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the command's options")
+    arguments = parser.parse_args(argv)
+    # A terminal shows progress and results; libraries' advice to developers is not for it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        COMMANDS[arguments.command](arguments.options)
+    except InputError as error:
+        print(f"tinybert: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tinybert: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
+    """Read options, and the file of ``--config`` below them, into one dataclass of each kind."""
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise InputError(f"{message} (tinybert {command} --help lists the options)")
+
+    parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
+    parser.add_argument("--config", help="YAML file with the same options; those given here win.")
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    config, rest = before.parse_known_args(options)
+    if config.config is not None:
+        rest = _options_of_file(Path(config.config)) + rest
+    *parsed, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]} (tinybert {command} --help lists the options)")
+    return tuple(parsed[: len(kinds)])
+
+
+def _options_of_file(path: Path) -> list[str]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read --config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path} must hold `option: value` lines, not {type(content).__name__}")
+    options: list[str] = []
+    for name, value in content.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{name}", *(str(entry) for entry in values)]
+    return options
+
+
+def _finetune(options: list[str]) -> None:
+    from tinybert.stages import FinetuneArguments, finetune
+    from tinybert.trainer import TrainingConfig
+
+    result = finetune(*_parse("finetune", options, FinetuneArguments, TrainingConfig))
+    print(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")
+
+
+def _distill(options: list[str]) -> None:
+    from tinybert.stages import DistillArguments, distill_task
+    from tinybert.trainer import DistillationConfig
+
+    result = distill_task(*_parse("distill", options, DistillArguments, DistillationConfig))
+    print(f"\n{result.table()}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
+
+
+def _evaluate(options: list[str]) -> None:
+    from tinybert.stages import EvaluateArguments, evaluate
+
+    (arguments,) = _parse("evaluate", options, EvaluateArguments)
+    for name, value in evaluate(arguments).items():
+        print(f"{name:18}{value:9.4f}")
+
+
+def _quickstart(options: list[str]) -> None:
+    from tinybert.quickstart import QuickstartArguments, quickstart
+
+    (arguments,) = _parse("quickstart", options, QuickstartArguments)
+    print(quickstart(arguments))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": _quickstart,
+    "finetune": _finetune,
+    "distill": _distill,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,76 @@
+"""A model over labelled rows: its logits, its scores, and whether it knows anything at all."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from tinybert.capture import capture, evaluating
+from tinybert.data import TaskData
+from tinybert.tasks import compute_metrics
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def predict_logits(
+    model: PreTrainedModel,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+    bf16: bool = False,
+    description: str = "predict",
+) -> np.ndarray:
+    """Return a model's logits (rows, C) as float32, in the order of the rows.
+
+    Args:
+        model: With a head; evaluated and left in the mode it came in.
+        rows: Tokenised rows (``tinybert.data.tokenize``); batched by length.
+        tokenizer: Pads.
+        batch_size: Rows a batch.
+        bf16: Whether to run under bfloat16 autocast.
+        description: Of the progress bar.
+    """
+    order = np.argsort(rows["length"], kind="stable")[::-1]
+    inputs = rows.select(order).select_columns([name for name in _MODEL_INPUTS if name in rows.column_names])
+    loader = DataLoader(inputs, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
+    found = []
+    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        for batch in tqdm(loader, desc=description, leave=False, disable=None):
+            states = capture(model, batch.to(model.device), states=False, scores=False)
+            found.append(states.logits.float().cpu().numpy())  # type: ignore[union-attr]
+    logits = np.empty_like(np.concatenate(found))
+    logits[order] = np.concatenate(found)
+    return logits
+
+
+def score(data: TaskData, logits: np.ndarray) -> dict[str, float]:
+    """Return the task's metrics for logits (rows, C) on labelled rows."""
+    labels = np.asarray(data.rows["label"])
+    return compute_metrics(data.kind, logits, labels, label_count=len(data.label_names) or None)
+
+
+def chance_level(data: TaskData) -> tuple[str, float]:
+    """Return the metric and the value that a model which knows nothing reaches on these rows.
+
+    Classification: the accuracy of always answering the most frequent class. Regression: correlation 0.
+    """
+    if data.kind == "regression":
+        return "pearson", 0.0
+    _, counts = np.unique(np.asarray(data.rows["label"]), return_counts=True)
+    return "accuracy", float(counts.max() / counts.sum())
+
+
+def metrics_for_trainer(data: TaskData) -> Any:
+    """Return the ``compute_metrics`` function that a ``transformers.Trainer`` calls on an evaluation."""
+
+    def compute(prediction: Any) -> dict[str, float]:
+        return compute_metrics(
+            data.kind, prediction.predictions, prediction.label_ids, label_count=len(data.label_names) or None
+        )
+
+    return compute

@@ -1,0 +1,139 @@
+"""Opening model folders and hub names safely: configuration, weights and tokenizer, or one clear line."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tinybert.errors import InputError
+
+_CLASSIFIER = "ForSequenceClassification"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _check_source(source: str) -> None:
+    folder = Path(source)
+    if folder.is_file():
+        raise InputError(f"{source} is a file: give the model folder it lies in")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{source} is no model folder: it has no config.json")
+    elif folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise InputError(f"there is no model folder {source}: give an existing folder or a hub name")
+
+
+def open_config(source: str) -> PreTrainedConfig:
+    """Read a model's configuration.
+
+    Raises:
+        InputError: No such folder or hub name, a damaged file, or a model that brings its own code.
+    """
+    _check_source(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise InputError(f"cannot open the model {source}: {_one_line(error)}") from error
+    if getattr(config, "auto_map", None):
+        raise InputError(f"the model {source} needs code of its own, which is never run: use a stock model")
+    return config
+
+
+def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer.
+
+    Raises:
+        InputError: The folder has none, or it cannot be read.
+    """
+    _check_source(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # tokenizers raises bare Exception on damaged files
+        raise InputError(f"cannot load the tokenizer of {source}: {_one_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{source} has no tokenizer: copy tokenizer.json or vocab.txt into the folder")
+    return tokenizer
+
+
+def _load(auto_class: Any, source: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    try:
+        # Training runs in float32 with autocast; a checkpoint stored in half precision would train in it.
+        model, report = auto_class.from_pretrained(
+            source, config=config, dtype="float32", output_loading_info=True, **kwargs
+        )
+    except Exception as error:  # safetensors, pickle and torch each have their own errors for damaged files
+        raise InputError(f"cannot load the weights of {source}: {_one_line(error)}") from error
+    # A head may be new; an encoder with holes would train from noise without a word.
+    prefix = model.base_model_prefix + "."
+    missing = [name for name in report["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
+    if missing:
+        raise InputError(f"the weights of {source} lack {len(missing)} encoder tensors such as {missing[0]}")
+    return model
+
+
+def open_encoder(source: str) -> PreTrainedModel:
+    """Load an encoder without any head (``AutoModel``), in float32."""
+    return _load(AutoModel, source, open_config(source))
+
+
+def open_classifier(source: str) -> PreTrainedModel:
+    """Load a fine-tuned model with its sequence classification or regression head, in float32.
+
+    Raises:
+        InputError: The model has no such head.
+    """
+    config = open_config(source)
+    architectures = config.architectures or []
+    if not any(name.endswith(_CLASSIFIER) for name in architectures):
+        found = ", ".join(architectures) or "no architecture"
+        raise InputError(
+            f"{source} has no classification head ({found}): fine-tune it first, "
+            f"tinybert finetune --model {source} ..."
+        )
+    return _load(AutoModelForSequenceClassification, source, config)
+
+
+def new_classifier(source: str, label_names: tuple[str, ...]) -> PreTrainedModel:
+    """Load an encoder under a new head: one score without label names, else a logit for each name."""
+    config = open_config(source)
+    config.id2label = dict(enumerate(label_names or ("score",)))
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    config.problem_type = "single_label_classification" if label_names else "regression"
+    return _load(AutoModelForSequenceClassification, source, config, ignore_mismatched_sizes=True)
+
+
+def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return a model's class names in the order of its logits; empty for regression (one logit)."""
+    names: dict[int, str] = config.id2label  # type: ignore[assignment]
+    return () if len(names) == 1 else tuple(str(names[index]) for index in range(len(names)))
+
+
+def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Check that two tokenizers give every piece the same id, so that states compare token by token.
+
+    Raises:
+        InputError: They differ; the message names a piece that does.
+    """
+    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    if student_ids == teacher_ids:
+        return
+    piece = min(
+        (piece for piece in student_ids | teacher_ids if student_ids.get(piece) != teacher_ids.get(piece)),
+        key=str,
+    )
+    raise InputError(
+        f"student and teacher have different vocabularies ({len(student_ids)} and {len(teacher_ids)} pieces; "
+        f"{piece!r} is {student_ids.get(piece)} and {teacher_ids.get(piece)}): "
+        "take a student with the teacher's tokenizer, or let tinybert build one"
+    )

@@ -1,0 +1,280 @@
+"""The run directory: claimed only when empty, filled by renaming, resumed from its last checkpoint."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from safetensors.torch import load_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from tinybert.errors import InputError
+
+RECORD = "run.json"
+CHECKPOINTS = "checkpoints"
+_RECORDED_PACKAGES = ("tinybert", "torch", "transformers", "datasets", "accelerate")
+
+Config = TypeVar("Config", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model's row in the closing table.
+
+    Attributes:
+        name: Its part: teacher, student, model.
+        metrics: On the eval rows.
+        parameters: Their number.
+        file_size: Bytes of its weights on disk.
+        seconds: What making it took here; None for a model that came ready.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    parameters: int
+    file_size: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        output_dir: The run directory.
+        metric: The metric that counts for this task.
+        figures: The models to compare; the one that was made is the last.
+    """
+
+    output_dir: Path
+    metric: str
+    figures: tuple[Figures, ...]
+
+    def table(self) -> str:
+        """Return the models side by side as text, their metric in percent."""
+        lines = [f"{'':10}{self.metric:>18}{'parameters':>14}{'file':>12}{'time':>9}"]
+        for row in self.figures:
+            seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
+            lines.append(
+                f"{row.name:10}{100 * row.metrics[self.metric]:18.2f}{row.parameters / 1e6:12.2f} M"
+                f"{row.file_size / 1e6:9.1f} MB{seconds:>9}"
+            )
+        return "\n".join(lines)
+
+
+def check_claimable(
+    folder: Path, *, overwrite: bool = False, resume: bool = False, inputs: Iterable[str] = ()
+) -> None:
+    """Check, without writing, that a run may use a folder.
+
+    Args:
+        folder: The output folder.
+        overwrite: Whether an earlier run in it may be replaced.
+        resume: Whether an earlier run in it is to go on.
+        inputs: Models and files the run reads, which must not lie in the folder.
+
+    Raises:
+        InputError: It is a file, is read from, cannot be written, is finished already, or holds
+            something and neither overwriting nor resuming was asked for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {folder} is a file: give a folder")
+    for name in inputs:
+        source = Path(name).resolve()
+        if source.exists() and folder.resolve() in (source, *source.parents):
+            raise InputError(
+                f"the output folder {folder} holds the input {name}: choose another output folder"
+            )
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"the output folder {folder} cannot be made: {nearest} is not writable")
+    if resume and (folder / RECORD).exists():
+        raise InputError(
+            f"the run in {folder} is finished: nothing to resume; --overwrite_output_dir starts anew"
+        )
+    if not (resume or overwrite) and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"the output folder {folder} exists and is not empty: choose another, "
+            "or add --overwrite_output_dir or --resume_from_checkpoint true"
+        )
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary sibling folder, then move its files into ``target`` by renaming.
+
+    Whatever interrupts the writing, each file in ``target`` is the old one or the new one, never a part.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        write(Path(temporary))
+        for path in sorted(Path(temporary).iterdir()):
+            os.replace(path, target / path.name)
+
+
+def file_size(model: PreTrainedModel) -> int:
+    """Return the bytes of a model's tensors as they stand in memory: its file's size but for a header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+class Run:
+    """One run in its directory, from the check to the record.
+
+    Stages keep their checkpoints under ``checkpoints/<stage>`` while the run lasts; a finished stage
+    leaves its model there, so that a resumed run starts with the stage that was interrupted.
+
+    Args:
+        config: Where and how; ``resume_from_checkpoint`` set to anything but "false" resumes.
+        arguments: The command's dataclass, for the record.
+        inputs: What the run reads: models and files.
+
+    Raises:
+        InputError: See ``check_claimable``.
+    """
+
+    def __init__(self, config: TrainingArguments, arguments: Any, inputs: Iterable[str]) -> None:
+        """Check the folder; nothing is written before ``claim``."""
+        if not config.output_dir:
+            raise InputError("no output folder was given: add --output_dir")
+        self.folder = Path(config.output_dir)
+        self.config = config
+        self.arguments = arguments
+        self.resume = str(config.resume_from_checkpoint).lower() not in ("none", "false", "")
+        self.overwrite = bool(getattr(config, "overwrite_output_dir", False))
+        self.started = time.monotonic()
+        self.stages: dict[str, Any] = {}
+        self.is_main = PartialState().is_main_process
+        check_claimable(self.folder, overwrite=self.overwrite, resume=self.resume, inputs=inputs)
+
+    def seconds(self) -> float:
+        """Return the time since the run began."""
+        return time.monotonic() - self.started
+
+    def claim(self) -> None:
+        """Make the folder; where it is to be overwritten, remove what an earlier run made, and only that."""
+        PartialState().wait_for_everyone()  # no process may find the folder another has just made
+        if not self.is_main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.overwrite and not self.resume:
+            (self.folder / RECORD).unlink(missing_ok=True)
+            for name in (CHECKPOINTS, "onnx"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def stage_folder(self, stage: str) -> Path:
+        """Return where a stage keeps its checkpoints."""
+        return self.folder / CHECKPOINTS / stage
+
+    def stage_config(self, stage: str, config: Config, *, best: str) -> Config:
+        """Return a stage's training arguments: evaluated and saved each epoch, the best by a metric kept."""
+        return replace(
+            config,
+            output_dir=str(self.stage_folder(stage)),
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model=best,
+            greater_is_better=best != "loss",
+        )
+
+    def train(self, stage: str, trainer: Trainer) -> None:
+        """Train a stage, from its last checkpoint where the run is resumed, and note how it went."""
+        started = time.monotonic()
+        folder = self.stage_folder(stage)
+        checkpoint = get_last_checkpoint(str(folder)) if self.resume and folder.is_dir() else None
+        trainer.train(resume_from_checkpoint=checkpoint)
+        self.stages[stage] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "steps": trainer.state.global_step,
+            "best_metric": trainer.state.best_metric,
+            "log": trainer.state.log_history,
+        }
+
+    def keep(self, stage: str, model: PreTrainedModel) -> None:
+        """Keep a finished stage's model, for a resumed run to go on from."""
+        if self.is_main:
+            write_whole(self.stage_folder(stage) / "finished", model.save_pretrained)
+            (self.stage_folder(stage) / RECORD).write_text(json.dumps(self.stages[stage]), encoding="utf-8")
+
+    def restore(self, stage: str, model: PreTrainedModel) -> bool:
+        """Load what ``keep`` kept of a finished stage into a model; say whether there was any."""
+        kept = self.stage_folder(stage)
+        if not self.resume or not (kept / RECORD).is_file():
+            return False
+        load_model(model, str(kept / "finished" / "model.safetensors"))
+        self.stages[stage] = json.loads((kept / RECORD).read_text(encoding="utf-8"))
+        return True
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metric: str,
+        figures: tuple[Figures, ...],
+        data: dict[str, dict[str, str]],
+    ) -> Result:
+        """Publish the model folder and run.json, drop the checkpoints, and return the result."""
+        result = Result(self.folder, metric, figures)
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(_model_card(result), encoding="utf-8")
+            (folder / RECORD).write_text(json.dumps(self._record(result, data), indent=2, default=str) + "\n")
+
+        if self.is_main:
+            write_whole(self.folder, write)
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        return result
+
+    def _record(self, result: Result, data: dict[str, dict[str, str]]) -> dict[str, Any]:
+        return {
+            "command": sys.argv,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds(), 1),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in _RECORDED_PACKAGES},
+            "arguments": asdict(self.arguments),
+            "training": self.config.to_sanitized_dict(),
+            "data": data,
+            "metric": result.metric,
+            "models": [asdict(figures) for figures in result.figures],
+            "stages": self.stages,
+        }
+
+
+def _model_card(result: Result) -> str:
+    """Return the README.md of a model folder: the Hub's metadata, the figures, how to load it."""
+    made = result.figures[-1]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [tinybert, distillation]
+---
+
+# {result.output_dir.name}
+
+Made with tinybert. `{result.metric}` on the eval rows, {100 * made.metrics[result.metric]:.2f}:
+
+```
+{result.table()}
+```
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{result.output_dir.name}")
+```
+
+How it was made, with versions, seeds and data fingerprints: `run.json`.
+"""

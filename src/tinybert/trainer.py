@@ -1,0 +1,324 @@
+"""Distillation on the Hugging Face Trainer: everything of it applies, only the loss is ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from tinybert.capture import capture, check_capturable, evaluating
+from tinybert.errors import InputError
+from tinybert.losses import Counts, States
+from tinybert.mapping import layer_map
+from tinybert.objective import DistillationLoss, LossWeights
+
+PROJECTIONS_NAME = "projections.safetensors"
+
+
+def _bf16_is_fast() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass
+class TrainingConfig(TrainingArguments):
+    """``TrainingArguments`` with defaults for encoders on text, and bfloat16 where it is fast."""
+
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bfloat16 autocast; where the hardware is fast at it unless given."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size a device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size a device."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their share if below 1."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length batches like with like: less padding."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace an earlier run in the output folder."}
+    )
+
+    def __post_init__(self) -> None:
+        """Settle the precision: bfloat16 autocast where the hardware multiplies it fast."""
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and _bf16_is_fast()
+        if self.bf16 and not torch.cuda.is_available():
+            self.use_cpu = True  # transformers asks for it in so many words
+        super().__post_init__()
+
+
+@dataclass
+class DistillationConfig(TrainingConfig):
+    """``TrainingConfig`` plus the objective of equation 6."""
+
+    layer_map: list[str] = field(
+        default_factory=lambda: ["uniform"],
+        metadata={"help": "uniform, top, bottom, or one teacher layer (from 1) for each student layer."},
+    )
+    embedding_weight: float = field(default=1.0, metadata={"help": "Weight of the embedding loss, eq. 9."})
+    hidden_weight: float = field(default=1.0, metadata={"help": "Weight of the hidden-state loss, eq. 8."})
+    attention_weight: float = field(default=1.0, metadata={"help": "Weight of the attention loss, eq. 7."})
+    prediction_weight: float = field(default=1.0, metadata={"help": "Weight of the soft labels, eq. 10."})
+    gold_weight: float = field(default=0.0, metadata={"help": "Weight of the gold labels (0 in the paper)."})
+    layer_weights: list[float] | None = field(
+        default=None, metadata={"help": "lambda of each layer, eq. 6: embeddings, 1..M, prediction. All 1."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature t of the soft labels."})
+    projection_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projections; that of the student unless given."}
+    )
+    padding: Literal["real", "reference"] = field(
+        default="real",
+        metadata={"help": "'reference' averages over padding as the reference implementation does."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the fields of our own.
+
+        Raises:
+            InputError: A temperature that is not positive.
+        """
+        if self.temperature <= 0:
+            raise InputError(f"--temperature must be above 0, got {self.temperature}")
+        super().__post_init__()
+
+    def mapping_strategy(self) -> str | list[int]:
+        """Return ``layer_map`` as ``tinybert.mapping.layer_map`` takes it: a name or numbers."""
+        if all(entry.isdigit() for entry in self.layer_map):
+            return [int(entry) for entry in self.layer_map]
+        return " ".join(self.layer_map)
+
+    def objective(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        *,
+        kind: Literal["classification", "regression"] = "classification",
+    ) -> DistillationLoss:
+        """Build the loss for two models from these settings.
+
+        Raises:
+            InputError: A layer mapping or layer weights that do not fit the models.
+        """
+        depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+        return DistillationLoss(
+            student.config.hidden_size,
+            teacher.config.hidden_size,
+            layer_map(self.mapping_strategy(), depth, teacher_depth),
+            weights=LossWeights(
+                self.embedding_weight,
+                self.hidden_weight,
+                self.attention_weight,
+                self.prediction_weight,
+                self.gold_weight,
+                tuple(self.layer_weights or ()),
+            ),
+            kind=kind,
+            temperature=self.temperature,
+            padding=self.padding,
+        )
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose loss is the student's distance from a teacher.
+
+    The teacher is frozen: in eval mode and under no_grad at every forward, outside the student's state
+    dict, the optimiser and DDP. The projections of the objective are trained beside the student in a
+    parameter group of their own, kept with checkpoints for resuming, and never part of the saved model.
+
+    Args:
+        model: The student; its encoder (``student.base_model``) is enough where no loss reads logits.
+        teacher: The teacher, with its head where a loss reads logits. May be None where the data set has
+            a column ``teacher_logits`` and no loss reads states.
+        args: A ``DistillationConfig``.
+        objective: The loss; ``args.objective(model, teacher)`` unless given.
+        **kwargs: Those of ``transformers.Trainer``.
+    """
+
+    # Losses are divided by the counts of the whole accumulated batch (``_get_num_items_in_batch``).
+    loss_is_scaled_for_ga = True
+    args: DistillationConfig
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: Any,
+        teacher: PreTrainedModel | None,
+        args: DistillationConfig,
+        objective: DistillationLoss | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check that the teacher shows what the losses read."""
+        if objective is None:
+            if teacher is None:
+                raise InputError(
+                    "no teacher was given: give one, or an objective that reads cached logits only"
+                )
+            objective = args.objective(model, teacher)
+        for shown in (model, teacher):
+            if objective.reads_scores and shown is not None:
+                check_capturable(shown)
+        if objective.reads_states and teacher is None:
+            raise InputError("no teacher was given, and the losses read its states: give one")
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher: Any = teacher if objective.reads_logits or teacher is None else teacher.base_model
+        if self.teacher is not None:
+            self.teacher.to(self.args.device)
+        self.objective: DistillationLoss = objective.to(self.args.device)
+        self._synced_objective: nn.Module = self.objective
+        # Parts noted since the last log, with their step; training and evaluation apart.
+        self._parts: dict[bool, list[tuple[int, dict[str, Tensor]]]] = {True: [], False: []}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return equation 6 for one batch; with ``return_outputs`` also a dict with the student's logits."""
+        teacher = self.observe_teacher(inputs)
+        student = capture(
+            model, inputs, states=self.objective.reads_states, scores=self.objective.reads_scores
+        )
+        parts = self._synced_objective(
+            student, teacher, inputs["attention_mask"], inputs.get("labels"), num_items_in_batch
+        )
+        noted = {name: part.detach() for name, part in parts.items()}
+        self._parts[model.training].append((self.state.global_step, noted))
+        loss = self.objective.total(parts)
+        return (loss, {"logits": student.logits}) if return_outputs else loss
+
+    def observe_teacher(self, inputs: Mapping[str, Any]) -> States:
+        """Return the teacher's states, or its logits alone where they came with the batch."""
+        if "teacher_logits" in inputs and not self.objective.reads_states:
+            return States(logits=inputs["teacher_logits"])
+        if self.teacher is None:
+            raise InputError(
+                "the data set has no column teacher_logits and no teacher was given: give one of them"
+            )
+        with evaluating(self.teacher):
+            return capture(
+                self.teacher, inputs, states=self.objective.reads_states, scores=self.objective.reads_scores
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, with what no loss reaches held still (see ``_unread``)."""
+        unread = [] if self.objective.reads_logits else _unread(self.model)
+        trainable = [parameter for parameter in unread if parameter.requires_grad]
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give the projections their own parameter group, without weight decay."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        projections = list(self.objective.parameters())
+        if is_new and projections:
+            rate = self.args.projection_learning_rate
+            rate = self.args.learning_rate if rate is None else rate
+            optimizer.add_param_group({"params": projections, "lr": rate, "weight_decay": 0.0})
+            if self.accelerator.num_processes > 1:
+                self._synced_objective = self.accelerator.prepare_model(self.objective)
+        return optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count what the losses of one accumulated, distributed batch are divided by.
+
+        Gradients are averaged over processes, so each counts the global batch divided by their number.
+        """
+        if not batch_samples:
+            return None
+        counts = [torch.stack(Counts.of(batch["attention_mask"])) for batch in batch_samples]
+        total = torch.stack(counts).sum(dim=0).to(device)
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, "mean")
+        return Counts(*total)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Evaluate the distillation loss; return the student's logits where the metrics need them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        logits = None if outputs["logits"] is None else outputs["logits"].float()
+        if prediction_loss_only or logits is None:
+            return loss.detach(), None, None
+        return loss.detach(), logits.detach(), inputs.get("labels")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the loss parts, averaged over batches, to the metrics."""
+        self._parts[False].clear()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for name, value in self._mean_parts(False).items():
+            output.metrics[f"{prefix}_{name}"] = value
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the loss parts by name beside the loss."""
+        if "loss" in logs:
+            logs |= self._mean_parts(True)
+        super().log(logs, start_time)
+
+    def _mean_parts(self, training: bool) -> dict[str, float]:
+        noted = self._parts[training]
+        if not noted:
+            return {}
+        names = list(noted[0][1])
+        sums = torch.stack([torch.stack([parts[name] for name in names]) for _, parts in noted]).sum(dim=0)
+        # A training step may be several batches, each already divided by the counts of the whole step.
+        steps = len({step for step, _ in noted}) if training else len(noted)
+        noted.clear()
+        means = self.accelerator.reduce(sums / steps, "mean").tolist()
+        return {f"{name}_loss": mean for name, mean in zip(names, means, strict=True)}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Let the cached teacher logits through the filter of unused columns."""
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        self._signature_columns = list({*columns, "teacher_logits", "labels"})  # type: ignore[assignment]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Keep the projections with the training state: checkpoints have them, the saved model does not."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_file(self.objective.state_dict(), Path(output_dir, PROJECTIONS_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, PROJECTIONS_NAME)
+        if not path.is_file():
+            raise InputError(f"the checkpoint {checkpoint} has no {PROJECTIONS_NAME}: resume from another")
+        self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
+
+
+def _unread(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters that hidden states and scores do not depend on: pooler and head.
+
+    DDP would wait for their gradients for ever.
+    """
+    encoder = model.base_model
+    pooler = getattr(encoder, "pooler", None)
+    unread = set() if pooler is None else {id(parameter) for parameter in pooler.parameters()}
+    read = {id(parameter) for parameter in encoder.parameters()} - unread
+    return [parameter for parameter in model.parameters() if id(parameter) not in read]

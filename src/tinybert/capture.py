@@ -60,10 +60,13 @@ def _pretrained(model: nn.Module) -> PreTrainedModel:
 
 
 @contextmanager
-def _recording(model: PreTrainedModel) -> Iterator[list[_Call]]:
+def _recording(model: PreTrainedModel, scores: bool) -> Iterator[list[_Call]]:
+    calls: list[_Call] = []
+    if not scores:
+        yield calls
+        return
     before = model.config._attn_implementation
     model.config._attn_implementation = _NAME
-    calls: list[_Call] = []
     token = _calls.set(calls)
     try:
         yield calls
@@ -84,8 +87,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def _first_layers(model: PreTrainedModel, layers: int | None) -> Iterator[int]:
+    """Run only a model's first layers for a while, without a copy of them; yield how many that is."""
+    whole = model.config.num_hidden_layers
+    if layers is None or layers == whole:
+        yield whole
+        return
+    for owner in model.base_model.modules():
+        for name, stack in owner.named_children():
+            if isinstance(stack, nn.ModuleList) and len(stack) == whole:
+                setattr(owner, name, stack[:layers])
+                try:
+                    yield layers
+                finally:
+                    setattr(owner, name, stack)
+                return
+    yield whole
+
+
 def capture(
-    model: nn.Module, inputs: Mapping[str, Any], *, states: bool = True, scores: bool = True
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    states: bool = True,
+    scores: bool = True,
+    layers: int | None = None,
 ) -> States:
     """Run one forward pass and return what it shows.
 
@@ -94,6 +121,7 @@ def capture(
         inputs: Its inputs; labels and whatever else its ``forward`` does not take are left out.
         states: Whether to keep the hidden states (layer 0 = embedding output, then each layer's output).
         scores: Whether to keep queries and keys, in the order of the layers.
+        layers: How many layers to run, from below, where nobody reads those above; all unless given.
 
     Raises:
         InputError: The model does not compute its attention through transformers' AttentionInterface, so
@@ -102,21 +130,14 @@ def capture(
     pretrained = _pretrained(model)
     accepted = inspect.signature(pretrained.forward).parameters
     taken = {name: value for name, value in inputs.items() if name in accepted and name != "labels"}
-    if not scores:
-        return _states(model(**taken, output_hidden_states=states), [], states)
-    with _recording(pretrained) as calls:
+    with _first_layers(pretrained, layers) as run, _recording(pretrained, scores) as calls:
         outputs = model(**taken, output_hidden_states=states)
-    name, layers = type(pretrained).__name__, pretrained.config.num_hidden_layers
-    if len(calls) != layers:
+    if scores and len(calls) != run:
         raise InputError(
-            f"the attention scores of {name} cannot be captured ({len(calls)} of {layers} layers use "
-            "transformers' AttentionInterface): use a BERT, RoBERTa, ELECTRA or DistilBERT model, or set "
-            "attention_weight to 0"
+            f"the attention scores of {type(pretrained).__name__} cannot be captured ({len(calls)} of {run} "
+            "layers use transformers' AttentionInterface): use a BERT, RoBERTa, ELECTRA or DistilBERT model, "
+            "or set attention_weight to 0"
         )
-    return _states(outputs, calls, states)
-
-
-def _states(outputs: Any, calls: list[_Call], states: bool) -> States:
     return States(
         hidden=tuple(outputs.hidden_states) if states else (),
         queries=tuple(call.query for call in calls),

@@ -86,7 +86,7 @@ def _options_of_file(path: Path) -> list[str]:
 
 def _finetune(options: list[str]) -> None:
     from tinybert.stages import FinetuneArguments, finetune
-    from tinybert.trainer import TrainingConfig
+    from tinybert.training import TrainingConfig
 
     result = finetune(*_parse("finetune", options, FinetuneArguments, TrainingConfig))
     print(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")

@@ -122,6 +122,15 @@ class DistillationLoss(nn.Module):
         """Whether any part needs the student's logits."""
         return self.weights.prediction + self.weights.gold > 0
 
+    @property
+    def depths(self) -> tuple[int | None, int | None]:
+        """Student and teacher layers that have to run, from below; None is all of them, for the logits."""
+        if self.reads_logits:
+            return None, None
+        read = [m for m in range(1, self._last) if self._weight("hidden", m) + self._weight("attention", m)]
+        deepest = max(read, default=0)
+        return deepest, self.layer_map[deepest - 1] if deepest else 0
+
     def start_projections(self, start: Sequence[Tensor]) -> None:
         """Set the projections of layers 0..M to the matrices W (d', d) in H_S W ~ H_T."""
         with torch.no_grad():

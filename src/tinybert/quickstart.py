@@ -17,7 +17,8 @@ from tinybert.stages import (
     evaluate,
     finetune,
 )
-from tinybert.trainer import DistillationConfig, TrainingConfig
+from tinybert.trainer import DistillationConfig
+from tinybert.training import TrainingConfig
 
 SPLIT_SEED = 0
 SIZES = {"test": 1000, "dev": 500, "train": None}

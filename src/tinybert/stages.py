@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tinybert import models
 from tinybert.data import TaskData, load_data, tokenize
@@ -13,7 +13,8 @@ from tinybert.evaluation import chance_level, metrics_for_trainer, predict_logit
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.student import StudentSize, make_student
 from tinybert.tasks import Kind
-from tinybert.trainer import DistillationConfig, DistillationTrainer, TrainingConfig
+from tinybert.trainer import DistillationConfig, DistillationTrainer
+from tinybert.training import EncoderTrainer, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     max_length = _checked_length(arguments.max_length, model)
     train_rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
     run.claim()
-    trainer = Trainer(
+    trainer = EncoderTrainer(
         model=model,
         args=run.stage_config("finetune", config, best=train.metric),
         train_dataset=train_rows,

@@ -1,6 +1,6 @@
 """Distillation on the Hugging Face Trainer: everything of it applies, only the loss is ours."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,50 +8,17 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from tinybert.capture import capture, check_capturable, evaluating
 from tinybert.errors import InputError
 from tinybert.losses import Counts, States
 from tinybert.mapping import layer_map
 from tinybert.objective import DistillationLoss, LossWeights
+from tinybert.training import EncoderTrainer, TrainingConfig
 
 PROJECTIONS_NAME = "projections.safetensors"
-
-
-def _bf16_is_fast() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-@dataclass
-class TrainingConfig(TrainingArguments):
-    """``TrainingArguments`` with defaults for encoders on text, and bfloat16 where it is fast."""
-
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "bfloat16 autocast; where the hardware is fast at it unless given."}
-    )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size a device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size a device."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their share if below 1."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "group_by_length batches like with like: less padding."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an earlier run in the output folder."}
-    )
-
-    def __post_init__(self) -> None:
-        """Settle the precision: bfloat16 autocast where the hardware multiplies it fast."""
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and _bf16_is_fast()
-        if self.bf16 and not torch.cuda.is_available():
-            self.use_cpu = True  # transformers asks for it in so many words
-        super().__post_init__()
 
 
 @dataclass
@@ -126,7 +93,7 @@ class DistillationConfig(TrainingConfig):
         )
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(EncoderTrainer):
     """A Trainer whose loss is the student's distance from a teacher.
 
     The teacher is frozen: in eval mode and under no_grad at every forward, outside the student's state
@@ -175,6 +142,7 @@ class DistillationTrainer(Trainer):
         self._synced_objective: nn.Module = self.objective
         # Parts noted since the last log, with their step; training and evaluation apart.
         self._parts: dict[bool, list[tuple[int, dict[str, Tensor]]]] = {True: [], False: []}
+        self.add_callback(_ObjectiveCallback(self.objective))
 
     def compute_loss(
         self,
@@ -185,9 +153,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Return equation 6 for one batch; with ``return_outputs`` also a dict with the student's logits."""
         teacher = self.observe_teacher(inputs)
-        student = capture(
-            model, inputs, states=self.objective.reads_states, scores=self.objective.reads_scores
-        )
+        student = self._observe(model, inputs, layers=self.objective.depths[0])
         parts = self._synced_objective(
             student, teacher, inputs["attention_mask"], inputs.get("labels"), num_items_in_batch
         )
@@ -205,9 +171,11 @@ class DistillationTrainer(Trainer):
                 "the data set has no column teacher_logits and no teacher was given: give one of them"
             )
         with evaluating(self.teacher):
-            return capture(
-                self.teacher, inputs, states=self.objective.reads_states, scores=self.objective.reads_scores
-            )
+            return self._observe(self.teacher, inputs, layers=self.objective.depths[1])
+
+    def _observe(self, model: nn.Module, inputs: Mapping[str, Any], *, layers: int | None) -> States:
+        read = self.objective
+        return capture(model, inputs, states=read.reads_states, scores=read.reads_scores, layers=layers)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, with what no loss reaches held still (see ``_unread``)."""
@@ -290,6 +258,11 @@ class DistillationTrainer(Trainer):
         means = self.accelerator.reduce(sums / steps, "mean").tolist()
         return {f"{name}_loss": mean for name, mean in zip(names, means, strict=True)}
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Let seed and epoch alone decide the order, so that a resumed run and every process sees the same."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return _SeededByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
+
     def _set_signature_columns_if_needed(self) -> None:
         """Let the cached teacher logits through the filter of unused columns."""
         super()._set_signature_columns_if_needed()
@@ -310,6 +283,36 @@ class DistillationTrainer(Trainer):
         if not path.is_file():
             raise InputError(f"the checkpoint {checkpoint} has no {PROJECTIONS_NAME}: resume from another")
         self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
+
+
+class _SeededByEpoch(Sampler[int]):
+    """Length groups drawn by a generator of their own; transformers draws them from the global one.
+
+    The global one is not what it was where a run is resumed in the middle of an epoch, and on CPUs the
+    processes' dropout takes it to different places.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, trainer: Trainer) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.sampler.generator = torch.Generator().manual_seed(seed + epoch)
+        return iter(self.sampler)
+
+
+class _ObjectiveCallback(TrainerCallback):
+    """Zeroes the projections' gradients after each step; the Trainer does so for its model alone."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective = objective
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.objective.zero_grad()
 
 
 def _unread(model: PreTrainedModel) -> list[nn.Parameter]:

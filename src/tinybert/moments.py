@@ -1,0 +1,122 @@
+"""The linear algebra of the closed-form student: second moments in, weights out.
+
+Features carry a constant 1 as their last column, so every map of d features is a (d + 1, k) matrix whose
+last row is the bias. Everything here is float64 and knows nothing of Transformers.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def with_one(features: Tensor) -> Tensor:
+    """(n, d) -> (n, d + 1): append the constant 1."""
+    return F.pad(features, (0, 1), value=1.0)
+
+
+class Moments:
+    """Weighted sums f'f and f't over rows, so memory does not grow with the number of rows.
+
+    Attributes:
+        gram: (d + 1, d + 1), f'f with the constant 1 appended to f.
+        cross: (d + 1, k), f't.
+        energy: (k,), sums of t^2.
+    """
+
+    def __init__(self) -> None:
+        self.gram = self.cross = self.energy = torch.zeros(())
+
+    def add(self, features: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Count rows: features (n, d), targets (n, k), weights (n,) >= 0.
+
+        The products of one batch are taken in float32 where there are many features, as they cost most
+        of the time there; sums over batches are always float64.
+        """
+        if features.shape[1] <= 1024:
+            features, targets = features.double(), targets.double()
+        features = with_one(features)
+        weighted = features * weights[:, None].to(features.dtype)
+        self.gram = self.gram + (weighted.T @ features).double()
+        self.cross = self.cross + (weighted.T @ targets).double()
+        self.energy = self.energy + (weights.double() @ targets.double().square())
+
+    def mapped(self, matrix: Tensor) -> "Moments":
+        """Return the moments of [f, 1] @ matrix, matrix (d + 1, e + 1) keeping the constant last."""
+        new = Moments()
+        new.gram, new.cross, new.energy = matrix.T @ self.gram @ matrix, matrix.T @ self.cross, self.energy
+        return new
+
+    def ridge(self, prior: Tensor, strength: float, columns: slice = slice(None)) -> Tensor:
+        """Return argmin_W |f W - t|^2 + strength * mean(diag f'f) * |W - prior|^2, (d + 1, k).
+
+        Shrinking towards a prior instead of zero costs nothing where the prior is already right.
+        """
+        scale = strength * self.gram.diagonal().mean().clamp_min(1e-30)
+        factor = torch.linalg.cholesky(self.gram + scale * torch.eye(len(self.gram), dtype=torch.float64))
+        return prior + torch.cholesky_solve(self.cross[:, columns] - self.gram @ prior, factor)
+
+    def error(self, weights: Tensor, columns: slice = slice(None)) -> float:
+        """Return |f W - t|^2 / |t - mean t|^2 for W (d + 1, k)."""
+        cross, energy = self.cross[:, columns], self.energy[columns].sum()
+        missed = energy - 2 * (weights * cross).sum() + (weights * (self.gram @ weights)).sum()
+        spread = energy - (cross[-1].square() / self.gram[-1, -1]).sum()
+        return (missed / spread.clamp_min(1e-30)).item()
+
+    def norm(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gain and the bias (d,) that fit feature i to target columns[i], unit by unit."""
+        count, size = self.gram[-1, -1], len(columns)
+        features, targets = self.gram[-1, :-1] / count, self.cross[-1, columns] / count
+        products = self.cross[torch.arange(size), columns] / count
+        variance = self.gram.diagonal()[:-1] / count - features.square()
+        gain = (products - features * targets) / variance.clamp_min(1e-12)
+        return gain, targets - gain * features
+
+
+def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Return M^1/2 and its inverse for a symmetric M, with directions the data hardly has damped."""
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp_min(0) + 1e-7 * values.mean()
+    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+
+
+def low_rank(left: Tensor, right: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return A (p, rank) and B (q, rank) with A B' nearest to left @ right' in the Frobenius norm.
+
+    A truncated SVD (Eckart-Young), its singular values shared between the two. Where the rank asked for is
+    more than there is to factor, A's spare columns are zero and B's are small noise, so that the product is
+    right and gradients still reach both.
+    """
+    have = min(left.shape[1], right.shape[1])
+    if rank >= have:
+        spare = 0.02 * torch.randn(len(right), rank - have, dtype=right.dtype, generator=generator)
+        return F.pad(left, (0, rank - have)), torch.cat([right, spare], 1)
+    u, s, v = torch.linalg.svd(left @ right.T)
+    return u[:, :rank] * s[:rank].sqrt(), v[:rank].T * s[:rank].sqrt()
+
+
+def choose(moments: Moments, count: int, step: int = 40) -> Tensor:
+    """Pick ``count`` features whose linear combinations fit the targets best, greedily; sorted indices.
+
+    Orthogonal matching pursuit on the moments alone: take the ``step`` features that explain most of what
+    is left, remove what they explain from all others (a Schur complement), repeat. The constant is always in.
+    """
+    total = len(moments.gram) - 1
+    if count >= total:
+        return torch.arange(total)
+    gram, cross = moments.gram.clone(), moments.cross.clone()
+    gram.diagonal().add_(1e-4 * gram.diagonal().mean())
+    floor = 1e-6 * gram.diagonal().mean()
+    free = torch.ones(total + 1, dtype=torch.bool)
+    chosen: list[int] = []
+    picked = torch.tensor([total])
+    while True:
+        free[picked] = False
+        share = torch.linalg.solve(gram[picked][:, picked], gram[picked])
+        cross -= share.T @ cross[picked]
+        gram -= gram[:, picked] @ share
+        if len(chosen) == count:
+            return torch.tensor(sorted(chosen))
+        gains = cross.square().sum(1) / gram.diagonal().clamp_min(floor)
+        gains[~free] = -1.0
+        picked = gains.topk(min(step, count - len(chosen))).indices
+        chosen += picked.tolist()

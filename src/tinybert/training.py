@@ -1,0 +1,127 @@
+"""Training encoders on text with the Hugging Face Trainer: settings that suit, batches by tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainingArguments
+
+
+def _bf16_is_fast() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass
+class TrainingConfig(TrainingArguments):
+    """``TrainingArguments`` with defaults for encoders on text, and bfloat16 where it is fast."""
+
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bfloat16 autocast; where the hardware is fast at it unless given."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size a device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size a device."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their share if below 1."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length batches like with like: less padding."}
+    )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens a training batch may have, padding counted, instead of a batch size."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace an earlier run in the output folder."}
+    )
+
+    def __post_init__(self) -> None:
+        """Settle the precision: bfloat16 autocast where the hardware multiplies it fast."""
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and _bf16_is_fast()
+        if self.bf16 and not torch.cuda.is_available():
+            self.use_cpu = True  # transformers asks for it in so many words
+        super().__post_init__()
+
+
+class TokenBatchSampler(Sampler[list[int]]):
+    """Batches with at most so many tokens, padding counted, and almost no padding.
+
+    Rows are sorted by length, equal lengths in random order, cut into batches, and the batches shuffled. A
+    row longer than the budget is a batch of its own. Every epoch has the same number of batches.
+
+    Args:
+        lengths: Tokens of each row.
+        tokens_per_batch: Most tokens of a batch: its rows times the longest of them.
+        seed: With the epoch, decides the order.
+        rank: Which process this is.
+        processes: Among how many the batches are dealt; some are dealt twice where they do not divide.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], tokens_per_batch: int, seed: int, *, rank: int = 0, processes: int = 1
+    ) -> None:
+        """Cut the sorted lengths into batches once: their sizes are the same in every epoch."""
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.epoch = 0
+        self.rank, self.processes = rank, processes
+        self._starts = [0]
+        for row, length in enumerate(np.sort(self.lengths)):
+            if row > self._starts[-1] and (row + 1 - self._starts[-1]) * length > tokens_per_batch:
+                self._starts.append(row)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield each row of the data set exactly once, over all processes."""
+        random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+        shuffled = random.permutation(len(self.lengths))
+        by_length = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
+        batches = np.split(by_length, self._starts[1:])
+        order = random.permutation(len(batches))
+        dealt = np.resize(order, len(self) * self.processes)  # repeats from the start to even the ranks out
+        for index in dealt[self.rank :: self.processes]:
+            yield batches[index].tolist()
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch, the same for every process."""
+        return -(-len(self._starts) // self.processes)
+
+
+class EncoderTrainer(Trainer):
+    """A Trainer that also batches by tokens (``tokens_per_batch``)."""
+
+    args: TrainingConfig
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the Trainer's loader, or one whose batches keep to the token budget."""
+        if self.args.tokens_per_batch is None:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        sampler = TokenBatchSampler(
+            rows["length"],
+            self.args.tokens_per_batch,
+            self.args.seed,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self._remove_unused_columns(rows, description="training"),  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # The sampler shards by itself: accelerate's sharding takes batches of one size only.
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )

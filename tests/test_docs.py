@@ -1,0 +1,86 @@
+"""Whatever is written down is run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def _blocks(language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"the README has no {language} block"
+    return found
+
+
+def _tracked_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()]
+
+
+def test_file_tree_of_the_readme_is_the_tree() -> None:
+    """A newcomer finds every file the README names, and the README names every file."""
+    tree = next(block for block in _blocks("") if "src/tinybert/" in block)
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        entry = line.split()[0]
+        if entry.endswith("/"):
+            folder = entry
+        else:
+            named.add((folder if line.startswith(" ") else "") + entry)
+    assert named == set(_tracked_files())
+
+
+def test_commands_of_the_readme_parse_into_their_options() -> None:
+    """No command a reader copies fails on a misspelt option."""
+    from tinybert.cli import COMMANDS
+
+    shown = [
+        shlex.split(line, comments=True)
+        for block in _blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("tinybert ")
+    ]
+    assert len(shown) >= 3
+    for _, command, *options in shown:
+        assert command in COMMANDS
+        listed = subprocess.run(
+            [sys.executable, "-m", "tinybert", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for option in (option for option in options if option.startswith("--")):
+            assert f"{option} " in listed, f"{option} is no option of tinybert {command}"
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    """Both first commands of the README are targets of the Makefile."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    wanted = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
+    assert {"quickstart", "test"} <= set(wanted) <= set(targets)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    """No link of the documentation is dead."""
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_test_files_of_the_architecture_exist() -> None:
+    """The table equation -> function -> test names real tests and real functions."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\w+\.py)`", text)
+    assert named
+    assert all((ROOT / name).exists() for name in named)

@@ -1,9 +1,13 @@
 """A model over labelled rows: its logits, its scores, and whether it knows anything at all."""
 
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -46,6 +50,53 @@ def predict_logits(
     logits = np.empty_like(np.concatenate(found))
     logits[order] = np.concatenate(found)
     return logits
+
+
+def with_teacher_logits(rows: datasets.Dataset, logits: np.ndarray) -> datasets.Dataset:
+    """Return the rows with the teacher's logits (rows, C) as a column ``teacher_logits``."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), logits.shape[1])
+    return rows.add_column("teacher_logits", column)  # type: ignore[arg-type]
+
+
+def cached_logits(
+    model: PreTrainedModel,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    batch_size: int = 64,
+    bf16: bool = False,
+) -> np.ndarray:
+    """Return ``predict_logits`` of a teacher, computed once and kept in a folder.
+
+    The file is named after everything the logits depend on: the weights and the configuration, the
+    tokens, the precision. A changed teacher never meets stale logits; an unchanged one is not run again.
+    """
+    path = folder / f"{_fingerprint(rows, model, bf16)}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    logits = predict_logits(
+        model, rows, tokenizer, batch_size=batch_size, bf16=bf16, description="Teacher logits"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, logits)
+    os.replace(part, path)
+    return logits
+
+
+def _fingerprint(rows: datasets.Dataset, model: PreTrainedModel, bf16: bool) -> str:
+    digest = hashlib.blake2b(f"{model.config.to_json_string()} {bf16}".encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    for name in _MODEL_INPUTS:
+        if name in rows.column_names:
+            for chunk in rows.with_format("arrow")[:][name].chunks:
+                digest.update(chunk.flatten().to_numpy(zero_copy_only=False).tobytes())
+    digest.update(np.asarray(rows["length"]).tobytes())
+    return digest.hexdigest()
 
 
 def score(data: TaskData, logits: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -42,8 +41,9 @@ def open_config(source: str) -> PreTrainedConfig:
     """
     _check_source(source)
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, HFValidationError) as error:
+        # False, not the default None, which would ask on the terminal whether to run it.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # of the network, of JSON, of the hub's and the configuration's own checks
         raise InputError(f"cannot open the model {source}: {_one_line(error)}") from error
     if getattr(config, "auto_map", None):
         raise InputError(f"the model {source} needs code of its own, which is never run: use a stock model")
@@ -58,7 +58,7 @@ def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     _check_source(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception on damaged files
         raise InputError(f"cannot load the tokenizer of {source}: {_one_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -70,7 +70,12 @@ def _load(auto_class: Any, source: str, config: PreTrainedConfig, **kwargs: Any)
     try:
         # Training runs in float32 with autocast; a checkpoint stored in half precision would train in it.
         model, report = auto_class.from_pretrained(
-            source, config=config, dtype="float32", output_loading_info=True, **kwargs
+            source,
+            config=config,
+            dtype="float32",
+            output_loading_info=True,
+            trust_remote_code=False,
+            **kwargs,
         )
     except Exception as error:  # safetensors, pickle and torch each have their own errors for damaged files
         raise InputError(f"cannot load the weights of {source}: {_one_line(error)}") from error
@@ -91,7 +96,7 @@ def open_classifier(source: str) -> PreTrainedModel:
     """Load a fine-tuned model with its sequence classification or regression head, in float32.
 
     Raises:
-        InputError: The model has no such head.
+        InputError: The model has no such head, or one whose classes do not exclude each other.
     """
     config = open_config(source)
     architectures = config.architectures or []
@@ -100,6 +105,11 @@ def open_classifier(source: str) -> PreTrainedModel:
         raise InputError(
             f"{source} has no classification head ({found}): fine-tune it first, "
             f"tinybert finetune --model {source} ..."
+        )
+    if config.problem_type == "multi_label_classification":
+        raise InputError(
+            f"{source} is a multi-label classifier, which cannot be distilled: use one whose classes exclude "
+            "each other"
         )
     return _load(AutoModelForSequenceClassification, source, config)
 

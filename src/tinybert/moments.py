@@ -24,6 +24,7 @@ class Moments:
     """
 
     def __init__(self) -> None:
+        """Start with no rows."""
         self.gram = self.cross = self.energy = torch.zeros(())
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor) -> None:
@@ -32,7 +33,7 @@ class Moments:
         The products of one batch are taken in float32 where there are many features, as they cost most
         of the time there; sums over batches are always float64.
         """
-        if features.shape[1] <= 1024:
+        if features.shape[1] <= 256:
             features, targets = features.double(), targets.double()
         features = with_one(features)
         weighted = features * weights[:, None].to(features.dtype)
@@ -79,30 +80,76 @@ def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
 
 
-def low_rank(left: Tensor, right: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return A (p, rank) and B (q, rank) with A B' nearest to left @ right' in the Frobenius norm.
+def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A (p, r), B (q, r), r <= rank, with A B' nearest to left @ right' in the Frobenius norm.
 
-    A truncated SVD (Eckart-Young), its singular values shared between the two. Where the rank asked for is
-    more than there is to factor, A's spare columns are zero and B's are small noise, so that the product is
-    right and gradients still reach both.
+    A truncated SVD (Eckart-Young), its singular values shared between the two; nothing is touched where the
+    factors are already as small as asked for.
     """
-    have = min(left.shape[1], right.shape[1])
-    if rank >= have:
-        spare = 0.02 * torch.randn(len(right), rank - have, dtype=right.dtype, generator=generator)
-        return F.pad(left, (0, rank - have)), torch.cat([right, spare], 1)
-    u, s, v = torch.linalg.svd(left @ right.T)
-    return u[:, :rank] * s[:rank].sqrt(), v[:rank].T * s[:rank].sqrt()
+    if left.shape[1] <= rank:
+        return left, right
+    (left_basis, left_core), (right_basis, right_core) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, s, v = torch.linalg.svd(left_core @ right_core.T)
+    root = s[:rank].sqrt()
+    return left_basis @ u[:, :rank] * root, right_basis @ v[:rank].T * root
 
 
-def choose(moments: Moments, count: int, step: int = 40) -> Tensor:
+def attention_factors(
+    moment: Tensor,
+    teacher: tuple[Tensor, Tensor, Tensor, Tensor],
+    heads: tuple[int, int],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the student's Q, K, V (d' + 1, d') and O (d' + 1, d') that are nearest to the teacher's.
+
+    Head by head: Q K' and V O are products of two factors of the teacher's head size; the best factors of the
+    student's, where inputs are distributed as the moment says, come from an SVD after whitening.
+
+    Args:
+        moment: E[f f'] (d' + 1, d' + 1) of the student's inputs, the constant 1 last.
+        teacher: Its Q, K, V as functions of the student's input (d' + 1, d), its O (d + 1, d').
+        heads: Of the teacher and of the student. Where they are fewer, those whose values, written out, vary
+            most are kept; the others leave their mean behind.
+        generator: Of small noise in the dimensions that are to spare.
+    """
+    query, key, value, out = teacher
+    width, new_width = query.shape[1], out.shape[1]
+    root, inverse = roots(moment)
+    mean = moment[-1]
+    size, new_size = width // heads[0], new_width // heads[1]
+    columns = [slice(h * size, (h + 1) * size) for h in range(heads[0])]
+    deviation, _ = roots(moment - mean[:, None] * mean)
+    energy = torch.stack([(deviation @ value[:, h] @ out[:-1][h]).square().sum() for h in columns])
+    kept = energy.sort(descending=True, stable=True).indices[: heads[1]].sort().values.tolist()
+    shape = (new_width + 1, new_width)
+    noise = [0.02 * torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2)]
+    new_query, new_key, new_value = torch.zeros_like(noise[0]), *noise
+    new_out = torch.zeros(shape, dtype=torch.float64)
+    new_out[-1] = out[-1]
+    for i, old in enumerate(columns):
+        if i not in kept:
+            new_out[-1] += mean @ value[:, old] @ out[:-1][old]
+    for place, old in enumerate(columns[head] for head in kept):
+        left, right = low_rank(root @ query[:, old], root @ key[:, old], new_size)
+        new = slice(place * new_size, place * new_size + left.shape[1])
+        # Scores are divided by the square root of the head size, which has changed.
+        scale = (new_size / size) ** 0.25
+        new_query[:, new], new_key[:, new] = scale * inverse @ left, scale * inverse @ right
+        left, right = low_rank(root @ value[:, old], out[:-1][old].T, new_size)
+        new_value[:, new], new_out[new] = inverse @ left, right.T
+    return new_query, new_key, new_value, new_out
+
+
+def choose(moments: Moments, count: int) -> Tensor:
     """Pick ``count`` features whose linear combinations fit the targets best, greedily; sorted indices.
 
-    Orthogonal matching pursuit on the moments alone: take the ``step`` features that explain most of what
-    is left, remove what they explain from all others (a Schur complement), repeat. The constant is always in.
+    Orthogonal matching pursuit on the moments alone, in thirty steps: take the features that explain most of
+    what is left, remove what they explain from all others (a Schur complement), repeat. The constant is in.
     """
     total = len(moments.gram) - 1
     if count >= total:
         return torch.arange(total)
+    step = max(1, count // 30)
     gram, cross = moments.gram.clone(), moments.cross.clone()
     gram.diagonal().add_(1e-4 * gram.diagonal().mean())
     floor = 1e-6 * gram.diagonal().mean()

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tinybert.errors import InputError
 
@@ -111,12 +112,13 @@ def check_claimable(
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary sibling folder, then move its files into ``target`` by renaming.
+    """Let ``write`` fill a temporary folder inside ``target``, then move its files up by renaming.
 
     Whatever interrupts the writing, each file in ``target`` is the old one or the new one, never a part.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+    # Inside, as the parent may be another file system, or not writable.
+    with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
         write(Path(temporary))
         for path in sorted(Path(temporary).iterdir()):
             os.replace(path, target / path.name)
@@ -144,9 +146,7 @@ class Run:
 
     def __init__(self, config: TrainingArguments, arguments: Any, inputs: Iterable[str]) -> None:
         """Check the folder; nothing is written before ``claim``."""
-        if not config.output_dir:
-            raise InputError("no output folder was given: add --output_dir")
-        self.folder = Path(config.output_dir)
+        self.folder = Path(str(config.output_dir))
         self.config = config
         self.arguments = arguments
         self.resume = str(config.resume_from_checkpoint).lower() not in ("none", "false", "")
@@ -190,8 +190,7 @@ class Run:
     def train(self, stage: str, trainer: Trainer) -> None:
         """Train a stage, from its last checkpoint where the run is resumed, and note how it went."""
         started = time.monotonic()
-        folder = self.stage_folder(stage)
-        checkpoint = get_last_checkpoint(str(folder)) if self.resume and folder.is_dir() else None
+        checkpoint = _last_checkpoint(self.stage_folder(stage)) if self.resume else None
         trainer.train(resume_from_checkpoint=checkpoint)
         self.stages[stage] = {
             "seconds": round(time.monotonic() - started, 1),
@@ -253,16 +252,23 @@ class Run:
         }
 
 
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint that is whole: one that was being written has no trainer state yet."""
+    whole = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
 def _model_card(result: Result) -> str:
     """Return the README.md of a model folder: the Hub's metadata, the figures, how to load it."""
     made = result.figures[-1]
+    name = result.output_dir.resolve().name
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
 tags: [tinybert, distillation]
 ---
 
-# {result.output_dir.name}
+# {name}
 
 Made with tinybert. `{result.metric}` on the eval rows, {100 * made.metrics[result.metric]:.2f}:
 
@@ -273,7 +279,7 @@ Made with tinybert. `{result.metric}` on the eval rows, {100 * made.metrics[resu
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="{result.output_dir.name}")
+classify = pipeline("text-classification", model="{name}")
 ```
 
 How it was made, with versions, seeds and data fingerprints: `run.json`.

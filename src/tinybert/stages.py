@@ -1,17 +1,29 @@
 """The stages that make a model: fine-tune a teacher, distil a student from it, evaluate either."""
 
 import logging
+import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tinybert import models
+from tinybert.closed_form import check_solvable, solve_student
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError
-from tinybert.evaluation import chance_level, metrics_for_trainer, predict_logits, score
+from tinybert.evaluation import (
+    cached_logits,
+    chance_level,
+    metrics_for_trainer,
+    predict_logits,
+    score,
+    with_teacher_logits,
+)
+from tinybert.objective import DistillationLoss
 from tinybert.run_directory import Figures, Result, Run, file_size
-from tinybert.student import StudentSize, make_student
+from tinybert.student import Start, StudentSize, calibration_rows, make_student, padded_batches
 from tinybert.tasks import Kind
 from tinybert.trainer import DistillationConfig, DistillationTrainer
 from tinybert.training import EncoderTrainer, TrainingConfig
@@ -60,21 +72,29 @@ class DistillArguments(DataArguments):
     hidden_size: int = field(default=312, metadata={"help": "Its hidden size."})
     intermediate_size: int = field(default=1200, metadata={"help": "Its feed-forward size."})
     heads: int | None = field(default=None, metadata={"help": "Its attention heads; the teacher's number."})
-    init: Literal["copy", "random"] = field(
-        default="random", metadata={"help": "Where a built student starts: random, or copied teacher layers."}
+    init: Start = field(
+        default="closed_form",
+        metadata={"help": "Where a built student starts: solved from the teacher, copied layers, or random."},
     )
-    intermediate_epochs: float = field(
-        default=5.0, metadata={"help": "Epochs on embeddings, hidden states and attention; 0 leaves it out."}
+    intermediate_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs on hidden states and attention; 1 after a closed form, else 5; 0: none."},
     )
     intermediate_learning_rate: float = field(default=3e-4, metadata={"help": "Its peak learning rate."})
-    prediction_epochs: float = field(
-        default=3.0, metadata={"help": "Epochs on the teacher's soft labels; 0 leaves it out."}
+    prediction_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs on the teacher's soft labels; 2 after a closed form, else 3; 0: none."},
     )
     prediction_learning_rate: float = field(default=1e-4, metadata={"help": "Its peak learning rate."})
     force: bool = field(default=False, metadata={"help": "Distil from a teacher no better than chance."})
 
     def __post_init__(self) -> None:
-        """Refuse what would silently train nothing."""
+        """Settle how long the stages last; refuse what would silently train nothing."""
+        solved = self.student is None and self.init == "closed_form"
+        if self.intermediate_epochs is None:
+            self.intermediate_epochs = 1.0 if solved else 5.0
+        if self.prediction_epochs is None:
+            self.prediction_epochs = 2.0 if solved else 3.0
         epochs = (self.intermediate_epochs, self.prediction_epochs)
         if min(epochs) < 0 or max(epochs) == 0:
             raise InputError(
@@ -142,34 +162,100 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     teacher = models.open_classifier(arguments.teacher)
     tokenizer = models.open_tokenizer(arguments.teacher)
     train, held_out = _load_rows(arguments, teacher)
-    student = _start_student(arguments, config, teacher, tokenizer)
-    intermediate.objective(student, teacher)  # a mapping that does not fit is found before anything is run
+    student = _open_student(arguments, config, teacher, tokenizer)
     max_length = _checked_length(arguments.max_length, teacher, student)
-    train_rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
-    teacher_logits = predict_logits(teacher, eval_rows, tokenizer, description="Teacher")
+    rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
+    teacher_logits = predict_logits(teacher, rows[1], tokenizer, description="Teacher")
     teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
+    work = _Distillation(run, teacher, student, tokenizer, *rows)
+    objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
+    prediction_objective = prediction.objective(student, teacher, kind=train.kind)
     run.claim()
-
-    rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": eval_rows}
-    rows["data_collator"] = DataCollatorWithPadding(tokenizer)
-    if arguments.intermediate_epochs and not run.restore("intermediate", student):
-        stage = run.stage_config("intermediate", intermediate, best="loss")
-        run.train("intermediate", DistillationTrainer(student.base_model, teacher, stage, **rows))
-        run.keep("intermediate", student)
+    if not run.restore("intermediate", student):
+        if arguments.student is None and arguments.init == "closed_form":
+            work.solve(config, held_out, objective)
+        if objective is not None:
+            work.intermediate(intermediate, objective)
     if arguments.prediction_epochs:
-        stage = run.stage_config("prediction", prediction, best=train.metric)
-        objective = prediction.objective(student, teacher, kind=train.kind)
-        metrics_of = metrics_for_trainer(train)
-        run.train(
-            "prediction",
-            DistillationTrainer(student, teacher, stage, objective, compute_metrics=metrics_of, **rows),
-        )
-    metrics = score(held_out, predict_logits(student, eval_rows, tokenizer, description="Student"))
+        work.prediction(prediction, prediction_objective, train, teacher_logits)
+    metrics = score(held_out, predict_logits(student, rows[1], tokenizer, description="Student"))
     figures = (
         Figures("teacher", teacher_metrics, teacher.num_parameters(), file_size(teacher)),
         Figures("student", metrics, student.num_parameters(), file_size(student), run.seconds()),
     )
     return run.finish(student, tokenizer, train.metric, figures, _provenance(train, held_out))
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """The three steps of one run, over the same models and rows."""
+
+    run: Run
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: Dataset
+    eval_rows: Dataset
+
+    def solve(
+        self, config: DistillationConfig, held_out: TaskData, objective: DistillationLoss | None
+    ) -> None:
+        """Start the student in closed form, on a sample of the training texts."""
+        started = time.monotonic()
+        batches = padded_batches(calibration_rows(self.train_rows, seed=config.seed), self.tokenizer)
+        layer_map = config.layers_of_teacher(self.student, self.teacher)
+        solved = solve_student(self.teacher, self.student, batches, layer_map, seed=config.seed)
+        if objective is not None:
+            objective.start_projections(solved.projections)
+        logits = predict_logits(self.student, self.eval_rows, self.tokenizer, description="Solved student")
+        self.run.stages["closed_form"] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+            "hidden_errors": solved.hidden_errors,
+            "metrics": score(held_out, logits),
+        }
+
+    def intermediate(self, config: DistillationConfig, objective: DistillationLoss) -> None:
+        """Train embeddings, hidden states and attention scores; no label is read."""
+        trainer = DistillationTrainer(
+            self.student.base_model,
+            self.teacher,
+            self.run.stage_config("intermediate", config, best="loss"),
+            objective,
+            train_dataset=self.train_rows,
+            eval_dataset=self.eval_rows,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+        )
+        self.run.train("intermediate", trainer)
+        self.run.keep("intermediate", self.student)
+
+    def prediction(
+        self,
+        config: DistillationConfig,
+        objective: DistillationLoss,
+        train: TaskData,
+        teacher_logits: np.ndarray,
+    ) -> None:
+        """Train on the teacher's logits, which are computed once; keep the best checkpoint by the metric."""
+        train_logits = cached_logits(
+            self.teacher,
+            self.train_rows,
+            self.tokenizer,
+            self.run.folder / "teacher_logits",
+            batch_size=config.per_device_eval_batch_size,
+            bf16=bool(config.bf16),
+        )
+        trainer = DistillationTrainer(
+            self.student,
+            None,
+            self.run.stage_config("prediction", config, best=train.metric),
+            objective,
+            train_dataset=with_teacher_logits(self.train_rows, train_logits),
+            eval_dataset=with_teacher_logits(self.eval_rows, teacher_logits),
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            compute_metrics=metrics_for_trainer(train),
+        )
+        self.run.train("prediction", trainer)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
@@ -217,7 +303,7 @@ def _classes(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
     return ("classification" if names else "regression"), names
 
 
-def _start_student(
+def _open_student(
     arguments: DistillArguments,
     config: DistillationConfig,
     teacher: PreTrainedModel,
@@ -227,8 +313,14 @@ def _start_student(
         size = StudentSize(
             arguments.layers, arguments.hidden_size, arguments.intermediate_size, arguments.heads
         )
-        layer_map = config.mapping_strategy()
-        return make_student(teacher, size, init=arguments.init, layer_map=layer_map, seed=config.seed)
+        # A closed form overwrites a random student once the output folder is claimed.
+        init: Start = "copy" if arguments.init == "copy" else "random"
+        student = make_student(
+            teacher, size, init=init, layer_map=config.mapping_strategy(), seed=config.seed
+        )
+        if arguments.init == "closed_form":
+            check_solvable(teacher, student, config.layers_of_teacher(student, teacher))
+        return student
     models.check_vocabularies(models.open_tokenizer(arguments.student), tokenizer)
     set_seed(config.seed)
     student = models.new_classifier(arguments.student, models.label_names(teacher.config))
@@ -250,14 +342,14 @@ def _stage_configs(
             raise InputError(f"--{name} has no meaning with two stages: use {both}")
     intermediate = replace(
         config,
-        num_train_epochs=arguments.intermediate_epochs,
+        num_train_epochs=arguments.intermediate_epochs or 0.0,
         learning_rate=arguments.intermediate_learning_rate,
         prediction_weight=0.0,
         gold_weight=0.0,
     )
     prediction = replace(
         config,
-        num_train_epochs=arguments.prediction_epochs,
+        num_train_epochs=arguments.prediction_epochs or 0.0,
         learning_rate=arguments.prediction_learning_rate,
         embedding_weight=0.0,
         hidden_weight=0.0,

@@ -2,16 +2,23 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from tinybert.closed_form import Batches, solve_student
 from tinybert.errors import InputError
 from tinybert.mapping import layer_map as map_layers
 
-Start = Literal["copy", "random"]
+Start = Literal["closed_form", "copy", "random"]
+
+# The closed form on more text than this gains less than its time is worth (docs/results.md).
+CALIBRATION_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,10 @@ def make_student(
     teacher: PreTrainedModel,
     size: StudentSize | None = None,
     *,
-    init: Start = "random",
+    init: Start | None = None,
     layer_map: str | Sequence[int] = "uniform",
+    calibration: Sequence[str] | Batches | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 42,
 ) -> PreTrainedModel:
     """Build a student of the teacher's architecture, head and label names.
@@ -80,21 +89,62 @@ def make_student(
     Args:
         teacher: Any BERT-family model with or without a head; read only.
         size: The student's shape, TinyBERT-4's unless given.
-        init: ``"random"``, or ``"copy"``: embeddings, head and the layers g(m), where widths agree.
+        init: ``"closed_form"`` solves the weights on calibration text (``tinybert.closed_form``);
+            ``"copy"`` takes embeddings, head and the layers g(m) where widths agree; ``"random"``. Closed
+            form where calibration text is given, else random, unless said.
         layer_map: g, see ``tinybert.mapping.layer_map``.
-        seed: Of the random start.
+        calibration: Texts (with a tokenizer), or tokenised batches, for the closed form.
+        tokenizer: The teacher's.
+        seed: Of everything random.
 
     Raises:
-        InputError: A shape that does not fit the teacher, or a copy between different widths.
+        InputError: A shape that does not fit the teacher, a copy between different widths, or a closed form
+            without text or for another family.
     """
     size = size or StudentSize()
+    init = init or ("random" if calibration is None else "closed_form")
     config = shrink_config(teacher.config, size)
     teacher_layers = map_layers(layer_map, size.layers, teacher.config.num_hidden_layers)
     set_seed(seed)
     student = type(teacher)(config).float()
     if init == "copy":
         _copy_layers(teacher, student, teacher_layers)
+    elif init == "closed_form":
+        if calibration is None:
+            raise InputError("a closed-form start needs text: give calibration, or init random")
+        batches = calibration if tokenizer is None else calibration_batches(calibration, tokenizer)  # type: ignore[arg-type]
+        solve_student(teacher, student, batches, teacher_layers, seed=seed)  # type: ignore[arg-type]
     return student.eval()
+
+
+def calibration_batches(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+) -> list[Mapping[str, Tensor]]:
+    """Tokenise texts, from the first on, into batches for the closed form."""
+    rows, tokens = [], 0
+    for text in texts:
+        rows.append(tokenizer(text, truncation=True, max_length=max_length))
+        tokens += len(rows[-1]["input_ids"])
+        if tokens >= CALIBRATION_TOKENS:
+            break
+    return padded_batches(rows, tokenizer)
+
+
+def calibration_rows(rows: Dataset, *, seed: int) -> list[Mapping[str, list[int]]]:
+    """Draw tokenised rows at random, about ``CALIBRATION_TOKENS`` tokens of them, without their labels."""
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
+    enough = np.searchsorted(np.cumsum(np.asarray(rows["length"])[order]), CALIBRATION_TOKENS) + 1
+    inputs = [name for name in rows.column_names if name not in ("labels", "length")]
+    return rows.select(order[:enough]).select_columns(inputs).to_list()
+
+
+def padded_batches(
+    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase
+) -> list[Mapping[str, Tensor]]:
+    """Pad tokenised rows into batches of 32, rows of like lengths together."""
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    starts = range(0, len(ordered), 32)
+    return [dict(tokenizer.pad(ordered[i : i + 32], return_tensors="pt")) for i in starts]  # type: ignore[arg-type]
 
 
 def _copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, teacher_layers: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """Distillation on the Hugging Face Trainer: everything of it applies, only the loss is ours."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from tinybert.capture import capture, check_capturable, evaluating
@@ -62,6 +61,15 @@ class DistillationConfig(TrainingConfig):
             return [int(entry) for entry in self.layer_map]
         return " ".join(self.layer_map)
 
+    def layers_of_teacher(self, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[int, ...]:
+        """Return g(1), ..., g(M) for two models.
+
+        Raises:
+            InputError: The mapping does not fit their depths.
+        """
+        depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+        return layer_map(self.mapping_strategy(), depth, teacher_depth)
+
     def objective(
         self,
         student: PreTrainedModel,
@@ -72,13 +80,19 @@ class DistillationConfig(TrainingConfig):
         """Build the loss for two models from these settings.
 
         Raises:
-            InputError: A layer mapping or layer weights that do not fit the models.
+            InputError: A layer mapping, layer weights or heads that do not fit the models, or a model that
+                does not show its scores.
         """
-        depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-        return DistillationLoss(
+        heads, teacher_heads = student.config.num_attention_heads, teacher.config.num_attention_heads
+        if self.attention_weight and heads != teacher_heads:
+            raise InputError(
+                f"the student has {heads} attention heads and the teacher {teacher_heads}: "
+                "give both the same number, or set attention_weight to 0"
+            )
+        objective = DistillationLoss(
             student.config.hidden_size,
             teacher.config.hidden_size,
-            layer_map(self.mapping_strategy(), depth, teacher_depth),
+            self.layers_of_teacher(student, teacher),
             weights=LossWeights(
                 self.embedding_weight,
                 self.hidden_weight,
@@ -91,6 +105,8 @@ class DistillationConfig(TrainingConfig):
             temperature=self.temperature,
             padding=self.padding,
         )
+        _check_shown(objective, student, teacher)
+        return objective
 
 
 class DistillationTrainer(EncoderTrainer):
@@ -129,9 +145,7 @@ class DistillationTrainer(EncoderTrainer):
                     "no teacher was given: give one, or an objective that reads cached logits only"
                 )
             objective = args.objective(model, teacher)
-        for shown in (model, teacher):
-            if objective.reads_scores and shown is not None:
-                check_capturable(shown)
+        _check_shown(objective, model, teacher)
         if objective.reads_states and teacher is None:
             raise InputError("no teacher was given, and the losses read its states: give one")
         super().__init__(model=model, args=args, **kwargs)
@@ -258,11 +272,6 @@ class DistillationTrainer(EncoderTrainer):
         means = self.accelerator.reduce(sums / steps, "mean").tolist()
         return {f"{name}_loss": mean for name, mean in zip(names, means, strict=True)}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Let seed and epoch alone decide the order, so that a resumed run and every process sees the same."""
-        sampler = super()._get_train_sampler(train_dataset)
-        return _SeededByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
-
     def _set_signature_columns_if_needed(self) -> None:
         """Let the cached teacher logits through the filter of unused columns."""
         super()._set_signature_columns_if_needed()
@@ -285,26 +294,6 @@ class DistillationTrainer(EncoderTrainer):
         self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
 
 
-class _SeededByEpoch(Sampler[int]):
-    """Length groups drawn by a generator of their own; transformers draws them from the global one.
-
-    The global one is not what it was where a run is resumed in the middle of an epoch, and on CPUs the
-    processes' dropout takes it to different places.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, trainer: Trainer) -> None:
-        self.sampler, self.trainer = sampler, trainer
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self.sampler.generator = torch.Generator().manual_seed(seed + epoch)
-        return iter(self.sampler)
-
-
 class _ObjectiveCallback(TrainerCallback):
     """Zeroes the projections' gradients after each step; the Trainer does so for its model alone."""
 
@@ -313,6 +302,12 @@ class _ObjectiveCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.objective.zero_grad()
+
+
+def _check_shown(objective: DistillationLoss, *models: PreTrainedModel | None) -> None:
+    for model in models:
+        if objective.reads_scores and model is not None:
+            check_capturable(model)
 
 
 def _unread(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -1,6 +1,6 @@
 """Training encoders on text with the Hugging Face Trainer: settings that suit, batches by tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,9 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from tinybert.errors import InputError
 
 
 def _bf16_is_fast() -> bool:
@@ -42,7 +45,13 @@ class TrainingConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Settle the precision: bfloat16 autocast where the hardware multiplies it fast."""
+        """Settle the precision: bfloat16 autocast where the hardware multiplies it fast.
+
+        Raises:
+            InputError: No output folder; transformers would choose one.
+        """
+        if not self.output_dir:
+            raise InputError("no output folder was given: add --output_dir")
         if self.bf16 is None:
             self.bf16 = not self.fp16 and _bf16_is_fast()
         if self.bf16 and not torch.cuda.is_available():
@@ -60,30 +69,34 @@ class TokenBatchSampler(Sampler[list[int]]):
         lengths: Tokens of each row.
         tokens_per_batch: Most tokens of a batch: its rows times the longest of them.
         seed: With the epoch, decides the order.
+        epoch: Tells the epoch when iteration starts. (A loader that skips batches on resuming does not pass
+            ``set_epoch`` on; the Trainer's state always knows.)
         rank: Which process this is.
         processes: Among how many the batches are dealt; some are dealt twice where they do not divide.
     """
 
     def __init__(
-        self, lengths: Sequence[int], tokens_per_batch: int, seed: int, *, rank: int = 0, processes: int = 1
+        self,
+        lengths: Sequence[int],
+        tokens_per_batch: int,
+        seed: int,
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         """Cut the sorted lengths into batches once: their sizes are the same in every epoch."""
         self.lengths = np.asarray(lengths)
-        self.seed = seed
-        self.epoch = 0
+        self.seed, self.epoch = seed, epoch
         self.rank, self.processes = rank, processes
         self._starts = [0]
         for row, length in enumerate(np.sort(self.lengths)):
             if row > self._starts[-1] and (row + 1 - self._starts[-1]) * length > tokens_per_batch:
                 self._starts.append(row)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order; called by the data loader at the start of each epoch."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[list[int]]:
         """Yield each row of the data set exactly once, over all processes."""
-        random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+        random = np.random.Generator(np.random.PCG64([self.seed, self.epoch()]))
         shuffled = random.permutation(len(self.lengths))
         by_length = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
         batches = np.split(by_length, self._starts[1:])
@@ -97,10 +110,37 @@ class TokenBatchSampler(Sampler[list[int]]):
         return -(-len(self._starts) // self.processes)
 
 
+class _SeededByEpoch(Sampler[int]):
+    """Length groups drawn by a generator of their own; transformers draws them from the global one.
+
+    The global one is not what it was where a run is resumed in the middle of an epoch, and on CPUs the
+    processes' dropout takes it to different places.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return iter(self.sampler)
+
+
 class EncoderTrainer(Trainer):
-    """A Trainer that also batches by tokens (``tokens_per_batch``)."""
+    """A Trainer whose batches depend on seed and epoch alone, and may keep to ``tokens_per_batch``."""
 
     args: TrainingConfig
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return _SeededByEpoch(sampler, self.args.seed, self._epoch)
+
+    def _epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the Trainer's loader, or one whose batches keep to the token budget."""
@@ -111,6 +151,7 @@ class EncoderTrainer(Trainer):
             rows["length"],
             self.args.tokens_per_batch,
             self.args.seed,
+            epoch=self._epoch,
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )

@@ -1,0 +1,135 @@
+"""Where each family keeps its parts: a model as embeddings, post-norm layers and a head."""
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+Batch = Mapping[str, Tensor]
+
+_BERT = {
+    "layers": "encoder.layer",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "activation": "intermediate.intermediate_act_fn",
+    "down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+_DISTILBERT = {
+    "layers": "transformer.layer",
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "out": "attention.out_lin",
+    "norm1": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "activation": "ffn.activation",
+    "down": "ffn.lin2",
+    "norm2": "output_layer_norm",
+}
+
+
+class Family(NamedTuple):
+    """Paths of a family's parts: in its base model, and of the sequence head in the whole model."""
+
+    paths: Mapping[str, str]
+    pooler: tuple[str, Callable[[Tensor], Tensor], str]  # dense, activation, linear: sequence head
+
+
+FAMILIES = {
+    "bert": Family(_BERT, ("bert.pooler.dense", torch.tanh, "classifier")),
+    "roberta": Family(_BERT, ("classifier.dense", torch.tanh, "classifier.out_proj")),
+    "electra": Family(_BERT, ("classifier.dense", F.gelu, "classifier.out_proj")),
+    "distilbert": Family(_DISTILBERT, ("pre_classifier", F.relu, "classifier")),
+}
+
+
+class SequenceHead(NamedTuple):
+    """A head on the first token: out(activation(dense(state))); a bare pooler has no ``out``."""
+
+    dense: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    out: nn.Linear | None
+
+
+class Layer:
+    """One post-norm Transformer layer of any family, in the pieces the solution needs."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+    norm1: nn.LayerNorm
+    up: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    down: nn.Linear
+    norm2: nn.LayerNorm
+
+    def __init__(self, layer: nn.Module, paths: Mapping[str, str], heads: int) -> None:
+        """Find the pieces of one layer."""
+        for name in paths.keys() - {"layers"}:
+            setattr(self, name, attrgetter(paths[name])(layer))
+        self.heads = heads
+
+    def attend(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, d) -> the attention block's output before its layer norm."""
+        query, key, value = (
+            linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return self.out(context.transpose(1, 2).flatten(2)) + states
+
+    def feed(self, states: Tensor) -> Tensor:
+        """(B, T, d) -> the feed-forward block's output before its layer norm."""
+        return self.down(self.activation(self.up(states))) + states
+
+
+class Encoder:
+    """A model of any family as embeddings and layers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Find the pieces of a model of one of ``FAMILIES``."""
+        self.model, self.base, config = model, model.base_model, model.config
+        paths = FAMILIES[config.model_type].paths
+        self.heads, self.width = config.num_attention_heads, config.hidden_size
+        self.layers = [Layer(part, paths, self.heads) for part in attrgetter(paths["layers"])(self.base)]
+        self.project: nn.Linear | None = getattr(self.base, "embeddings_project", None)
+        self.inputs = ("input_ids",) if config.model_type == "distilbert" else ("input_ids", "token_type_ids")
+
+    def sequence_head(self) -> SequenceHead | None:
+        """Return what reads the first token's state, if this model has that."""
+        dense, activation, out = FAMILIES[self.model.config.model_type].pooler
+        if self.model is self.base:  # an encoder with a pooler and nothing above it
+            pooler = getattr(self.base, "pooler", None)
+            return None if pooler is None else SequenceHead(pooler.dense, activation, None)
+        try:
+            return SequenceHead(attrgetter(dense)(self.model), activation, attrgetter(out)(self.model))
+        except AttributeError:
+            return None
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the states the first layer reads (B, T, d)."""
+        embeddings: Any = self.base.embeddings
+        states = embeddings(**{name: batch[name] for name in self.inputs if name in batch})
+        return states if self.project is None else self.project(states)
+
+
+def matrix(linear: nn.Linear) -> Tensor:
+    """Return a linear layer as (in + 1, out) in float64, bias last."""
+    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    return torch.cat([linear.weight.T, bias[None]]).double()
+
+
+def assign(linear: nn.Linear, weights: Tensor) -> None:
+    """Copy (in + 1, out), bias last, into a linear layer."""
+    linear.weight.copy_(weights[:-1].T)
+    linear.bias.copy_(weights[-1])

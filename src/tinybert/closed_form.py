@@ -148,9 +148,8 @@ class _Solver:
         source: Any = self.teacher.base.embeddings
         target: Any = self.student.base.embeddings
         project, columns = self.teacher.project, self.basis
-        if (
-            self.student.project is not None and project is not None
-        ):  # ELECTRA's small tables stay as they are
+        if self.student.project is not None and project is not None:
+            # ELECTRA's small tables stay as they are.
             columns = torch.arange(target.word_embeddings.embedding_dim)
             self.student.project.weight.copy_(project.weight[self.basis])
             self.student.project.bias.copy_(project.bias[self.basis])

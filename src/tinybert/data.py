@@ -251,12 +251,12 @@ def _read_hub(source: str, split: str | None) -> tuple[pa.Table, str, Task | Non
 
 
 def _parse_table(content: bytes, ending: str) -> pa.Table:
-    """CSV or TSV, every cell as text; pyarrow because it neither guesses types nor forgives ragged rows."""
+    """CSV or TSV, every cell as text; pyarrow as it neither guesses types nor forgives ragged rows."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnicodeError("it starts as UTF-16 does")
     content = content if content.endswith(b"\n") else content + b"\n"
     quoted = ending == "csv"
-    read = pa.csv.ReadOptions(block_size=_PARSE_BYTES)
+    read = pa.csv.ReadOptions(block_size=_PARSE_BYTES, use_threads=False)  # threads lose the row number
     parse = pa.csv.ParseOptions(
         delimiter="," if quoted else "\t", quote_char='"' if quoted else False, newlines_in_values=quoted
     )

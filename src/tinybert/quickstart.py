@@ -98,7 +98,12 @@ def quickstart(arguments: QuickstartArguments) -> str:
     print("Fine-tuning the teacher, MiniLM-L6 (22.7M parameters)", flush=True)
     taught = finetune(
         FinetuneArguments(files["train"], files["dev"], model=str(encoder), max_length=MAX_LENGTH),
-        TrainingConfig(str(folder / "teacher"), overwrite_output_dir=arguments.overwrite_output_dir),
+        TrainingConfig(
+            str(folder / "teacher"),
+            learning_rate=8e-5,
+            weight_decay=0.01,
+            overwrite_output_dir=arguments.overwrite_output_dir,
+        ),
     )
     print("Distilling it into a student of 4 layers, 312 wide", flush=True)
     distilled = distill_task(

@@ -141,9 +141,9 @@ def calibration_rows(rows: Dataset, *, seed: int) -> list[Mapping[str, list[int]
 def padded_batches(
     rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Mapping[str, Tensor]]:
-    """Pad tokenised rows into batches of 32, rows of like lengths together."""
+    """Pad tokenised rows into batches of 32, rows of like lengths together, the batches in mixed order."""
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-    starts = range(0, len(ordered), 32)
+    starts = np.random.Generator(np.random.PCG64(0)).permutation(range(0, len(ordered), 32))
     return [dict(tokenizer.pad(ordered[i : i + 32], return_tensors="pt")) for i in starts]  # type: ignore[arg-type]
 
 

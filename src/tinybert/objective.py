@@ -218,6 +218,10 @@ class DistillationLoss(nn.Module):
                 padding=self.padding,
             )
         if self._weight("gold", self._last):
+            if labels is None:
+                raise InputError(
+                    "gold_weight is above 0, but the rows have no labels: give some, or set it to 0"
+                )
             gold_loss = score_loss if regression else gold_label_loss
             parts["gold"] = gold_loss(student_logits, labels, examples=examples)
         return parts

@@ -192,6 +192,8 @@ class Run:
         started = time.monotonic()
         checkpoint = _last_checkpoint(self.stage_folder(stage)) if self.resume else None
         trainer.train(resume_from_checkpoint=checkpoint)
+        # accelerate leaves its autocast around ``forward``: scores would be bfloat16's from here on.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         self.stages[stage] = {
             "seconds": round(time.monotonic() - started, 1),
             "steps": trainer.state.global_step,

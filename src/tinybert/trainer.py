@@ -152,6 +152,8 @@ class DistillationTrainer(EncoderTrainer):
         self.teacher: Any = teacher if objective.reads_logits or teacher is None else teacher.base_model
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+            if args.torch_compile:
+                self.teacher.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         self.objective: DistillationLoss = objective.to(self.args.device)
         self._synced_objective: nn.Module = self.objective
         # Parts noted since the last log, with their step; training and evaluation apart.
@@ -189,6 +191,8 @@ class DistillationTrainer(EncoderTrainer):
 
     def _observe(self, model: nn.Module, inputs: Mapping[str, Any], *, layers: int | None) -> States:
         read = self.objective
+        if self.args.torch_compile:
+            layers = None  # cutting a compiled model short would compile it anew at every step
         return capture(model, inputs, states=read.reads_states, scores=read.reads_scores, layers=layers)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from tinybert.errors import InputError
+
 Batch = Mapping[str, Tensor]
 
 _BERT = {
@@ -50,6 +52,20 @@ FAMILIES = {
     "electra": Family(_BERT, ("classifier.dense", F.gelu, "classifier.out_proj")),
     "distilbert": Family(_DISTILBERT, ("pre_classifier", F.relu, "classifier")),
 }
+
+
+def check_family(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Check that two models are of one known family.
+
+    Raises:
+        InputError: They are not.
+    """
+    family, other = teacher.config.model_type, student.config.model_type
+    if family not in FAMILIES or family != other:
+        raise InputError(
+            f"no closed-form start from {family} to {other}: teacher and student must be of one family among "
+            f"{', '.join(FAMILIES)}; start at random (init random) instead"
+        )
 
 
 class SequenceHead(NamedTuple):

@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tinybert.anatomy import FAMILIES, Batch, Encoder, SequenceHead, assign, matrix
+from tinybert.anatomy import Batch, Encoder, SequenceHead, assign, check_family, matrix
 from tinybert.errors import InputError
 from tinybert.moments import Moments, attention_factors, choose, with_one
 from tinybert.spool import Spool, Spooled
 
 # The basis is settled by far fewer tokens than the weights.
 _BASIS_TOKENS = 20_000
+# Neurons that may compete for a layer: moments and choice cost the square of their number.
+_MOST_CANDIDATES = 4096
 
 Batches = Sequence[Batch] | Callable[[], Iterable[Batch]]
 
@@ -108,9 +110,13 @@ class _Solver:
 
     def regress(self, moments: Moments, columns: slice) -> Tensor:
         """[x, 1] -> teacher states (d' + 1, d), shrunk towards "the kept units are right, the others 0"."""
-        prior = torch.zeros(self.student.width + 1, self.teacher.width, dtype=torch.float64)
+        return moments.ridge(self.placed(self.student.width + 1), self.ridge, columns)
+
+    def placed(self, rows: int) -> Tensor:
+        """(rows, d): each student unit where it came from, P' with empty rows below."""
+        prior = torch.zeros(rows, self.teacher.width, dtype=torch.float64)
         prior[torch.arange(self.student.width), self.basis] = 1.0
-        return moments.ridge(prior, self.ridge, columns)
+        return prior
 
     def settled(self, norm: nn.LayerNorm | None, rows: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Moments:
         """Fit a layer norm to the first d targets' kept units and return the moments of its output.
@@ -119,14 +125,13 @@ class _Solver:
         gain at 1 and bias at 0, as this function leaves them until the last row.
         """
         moments = Moments()
-        if norm is None:
-            for states, targets, weights in rows:
-                moments.add(states, targets, weights)
-            return moments
-        norm.weight.fill_(1.0)
-        norm.bias.zero_()
+        if norm is not None:
+            norm.weight.fill_(1.0)
+            norm.bias.zero_()
         for states, targets, weights in rows:
             moments.add(states, targets, weights)
+        if norm is None:
+            return moments
         gain, bias = moments.norm(self.basis)
         norm.weight.copy_(gain)
         norm.bias.copy_(bias)
@@ -137,9 +142,7 @@ class _Solver:
         """Keep the projection of the layer just solved: least squares without a bias."""
         width = self.teacher.width
         bare = moments.mapped(torch.eye(self.student.width + 1, dtype=torch.float64)[:, :-1])
-        prior = torch.zeros(self.student.width, width, dtype=torch.float64)
-        prior[torch.arange(self.student.width), self.basis] = 1.0
-        projection = bare.ridge(prior, 1e-6, slice(width))
+        projection = bare.ridge(self.placed(self.student.width), 1e-6, slice(width))
         self.projections.append(projection.float())
         self.errors.append(moments.error(F.pad(projection, (0, 0, 0, 1)), slice(width)))
 
@@ -205,6 +208,10 @@ class _Solver:
         up, down = torch.cat(ups, 1), torch.cat(downs)
         writes = down.abs().sum(1) > 0  # a pruned neuron may correlate with anything, and is nothing
         up, down = up[:, writes], down[writes]
+        if up.shape[1] > _MOST_CANDIDATES:
+            energy = sum(states.double().square().sum(0) for states, _, _ in self._neurons(index, up))
+            loudest = (energy * down.square().sum(1)).topk(_MOST_CANDIDATES).indices.sort().values
+            up, down = up[:, loudest], down[loudest]
         moments = Moments()
         for states, target, weights in self._neurons(index, up):
             moments.add(states, target, weights)
@@ -337,12 +344,7 @@ def check_solvable(teacher: PreTrainedModel, student: PreTrainedModel, layer_map
     Raises:
         InputError: Another family, a mapping that does not rise, or a student larger than its teacher.
     """
-    family, other = teacher.config.model_type, student.config.model_type
-    if family not in FAMILIES or family != other:
-        raise InputError(
-            f"no closed-form start from {family} to {other}: teacher and student must be of one family among "
-            f"{', '.join(FAMILIES)}; start at random (init random) instead"
-        )
+    check_family(teacher, student)
     depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
     in_order = all(earlier < later for earlier, later in pairwise((0, *layer_map)))
     if len(layer_map) != depth or not in_order or layer_map[-1] > teacher_depth:
@@ -374,9 +376,11 @@ def solve_student(
     teacher's: those whose values vary most once written out are kept. Padding has no part in any fit.
 
     Args:
-        teacher: BERT, RoBERTa, ELECTRA or DistilBERT, with or without a head; read only.
+        teacher: BERT, RoBERTa, ELECTRA or DistilBERT, bare or with a sequence, token or question-answering
+            head (a masked-LM head is not solved); read only.
         student: The same class, narrower and shallower; its weights are replaced.
-        batches: Tokenised text: a list of batches, or a function that gives a fresh iterator over them.
+        batches: Tokenised text: a list, or a function that gives a fresh iterator. Memory does not grow with
+            it; meanwhile about 3 KB a token wait in the temporary folder.
         layer_map: g(1) < ... < g(M), the teacher layer (from 1) that each student layer stands for.
         ridge: Strength of the shrinkage towards the teacher's own weights, relative to the mean square.
         seed: Of the weights that nothing determines (neurons and head dimensions to spare).

@@ -25,6 +25,12 @@ def _bf16_is_fast() -> bool:
 class TrainingConfig(TrainingArguments):
     """``TrainingArguments`` with defaults for encoders on text, and bfloat16 where it is fast."""
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "The run directory; must not hold anything."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'true' goes on from the last checkpoint in the output folder."}
+    )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bfloat16 autocast; where the hardware is fast at it unless given."}
     )

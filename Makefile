@@ -9,7 +9,7 @@ quickstart: .venv/quickstart.installed  ## fine-tune a teacher, distil it, compa
 	.venv/bin/tinybert quickstart --output_dir $(OUTPUT)
 
 test: check  ## linters, type checker, tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto
 
 check: .venv/dev.installed
 	.venv/bin/ruff check .

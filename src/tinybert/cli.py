@@ -62,36 +62,20 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
 
     parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with the same options; those given here win.")
-    _shorten_help(parser, command, kinds)
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before = Parser((), add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     config, rest = before.parse_known_args(options)
     if config.config is not None:
         rest = _options_of_file(Path(config.config)) + rest
-    *parsed, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    except InputError:
+        raise
+    except ValueError as error:  # transformers checks its own options
+        parser.error(" ".join(str(error).split()))
     if unknown:
-        raise InputError(f"unknown option {unknown[0]} (tinybert {command} --help lists the options)")
+        parser.error(f"unknown option {unknown[0]}")
     return tuple(parsed[: len(kinds)])
-
-
-def _shorten_help(parser: argparse.ArgumentParser, command: str, kinds: tuple[type, ...]) -> None:
-    """Keep a command's own options in its help, of the hundred it inherits those most used."""
-    from transformers import TrainingArguments
-
-    own = {
-        name
-        for kind in kinds
-        for parent in kind.__mro__
-        for name in vars(parent).get("__annotations__", ())
-        if parent is not TrainingArguments
-    }
-    rates = {"num_train_epochs", "learning_rate"} if command == "finetune" else set()
-    for action in parser._actions:
-        inherited = action.dest in TrainingArguments.__dataclass_fields__ and action.dest not in own
-        if inherited and action.dest not in USUAL | rates:
-            action.help = argparse.SUPPRESS
-    if any(issubclass(kind, TrainingArguments) for kind in kinds):
-        parser.epilog = "All TrainingArguments of transformers apply beside these."
 
 
 def _options_of_file(path: Path) -> list[str]:

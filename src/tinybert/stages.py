@@ -124,6 +124,10 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
     """
+    if config.num_train_epochs <= 0 and config.max_steps <= 0:
+        raise InputError(
+            f"--num_train_epochs is {config.num_train_epochs}, so nothing would be trained: give more than 0"
+        )
     run = Run(config, arguments, inputs=[arguments.model, arguments.train, arguments.eval])
     tokenizer = models.open_tokenizer(arguments.model)
     train, held_out = _load_rows(arguments)

@@ -1,0 +1,72 @@
+"""Predicting and scoring: in the order of the rows, without a trace in the model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
+
+from tinybert.data import TaskData, load_data, tokenize
+from tinybert.evaluation import chance_level, metrics_for_trainer, predict_logits, score
+
+ROWS = ["good", "the film was very bad and the plot dull", "a fine cast", "awful", "the story was great"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TaskData:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{place % 2}\n" for place, text in enumerate(ROWS)))
+    return load_data(path)
+
+
+@pytest.fixture
+def model(tiny_encoder: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    encoder = tiny_encoder("bert", num_labels=2)
+    classifier = BertForSequenceClassification(encoder.config)
+    classifier.bert.load_state_dict(encoder.state_dict())
+    return classifier.train()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_logits_come_in_the_order_of_the_rows_whatever_the_batches(
+    model: PreTrainedModel, data: TaskData, tokenizer: BertTokenizerFast, batch_size: int
+) -> None:
+    """Rows are sorted by length on the way: answers given back in that order would be scored at random."""
+    rows = tokenize(data, tokenizer, 16)
+    found = predict_logits(model, rows, tokenizer, batch_size=batch_size)
+    assert (found.shape, found.dtype) == ((len(ROWS), 2), np.float32)
+    assert model.training
+    with torch.no_grad():
+        expected = np.stack(
+            [model.eval()(**tokenizer(t, return_tensors="pt")).logits[0].numpy() for t in ROWS]
+        )
+    assert len(np.unique(expected[:, 0])) == len(ROWS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_predictions_are_close_and_are_float32(
+    model: PreTrainedModel, data: TaskData, tokenizer: BertTokenizerFast
+) -> None:
+    """A teacher's logits are cached in this form: NumPy has no bfloat16."""
+    rows = tokenize(data, tokenizer, 16)
+    full, half = (predict_logits(model, rows, tokenizer, bf16=bf16) for bf16 in (False, True))
+    assert half.dtype == np.float32
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
+
+
+def test_scores_are_those_of_the_rows_labels(data: TaskData) -> None:
+    """Labels here are 0, 1, 0, 1, 0."""
+    logits = np.eye(2)[[0, 1, 0, 1, 1]]
+    assert score(data, logits)["accuracy"] == pytest.approx(0.8)
+    prediction = type("Prediction", (), {"predictions": logits, "label_ids": np.array([0, 1, 0, 1, 0])})
+    assert metrics_for_trainer(data)(prediction) == score(data, logits)
+
+
+def test_the_chance_level_is_the_share_of_the_most_frequent_class(data: TaskData) -> None:
+    """Three of five rows are of class 0: a teacher at 60 % knows nothing."""
+    assert chance_level(data) == ("accuracy", pytest.approx(0.6))
+    assert chance_level(replace(data, kind="regression")) == ("pearson", 0.0)

@@ -1,0 +1,193 @@
+"""The run directory: claimed only when it may be, filled whole, resumed where it stopped."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from tinybert.errors import InputError
+from tinybert.run_directory import (
+    CHECKPOINTS,
+    RECORD,
+    Figures,
+    Result,
+    Run,
+    _last_checkpoint,
+    check_claimable,
+    write_whole,
+)
+from tinybert.training import TrainingConfig
+
+
+@dataclass
+class Arguments:
+    """Stands for a command's dataclass."""
+
+    model: str = "m"
+
+
+def make_run(folder: Path | str, **options: object) -> Run:
+    overwrite = bool(options.pop("overwrite", False))
+    config = TrainingArguments(str(folder), use_cpu=True, report_to="none", **options)  # type: ignore[arg-type]
+    config.overwrite_output_dir = overwrite
+    return Run(config, Arguments(), inputs=[])
+
+
+def test_a_folder_that_is_not_there_or_empty_may_be_claimed_and_is_not_made_by_the_check(
+    tmp_path: Path,
+) -> None:
+    """A check that makes the folder leaves litter behind every mistyped option."""
+    check_claimable(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    check_claimable(tmp_path)
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    """One line instead of an OSError after the training."""
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=r"the output .*out is a file: give a folder"):
+        check_claimable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [".", "model", "model/deep/train.csv"])
+@pytest.mark.parametrize("allowed", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_that_holds_an_input_is_refused_even_to_overwrite(
+    tmp_path: Path, name: str, allowed: dict[str, bool]
+) -> None:
+    """Overwriting the teacher while reading it destroys what cannot be made again."""
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "deep" / "train.csv").write_text("x")
+    with pytest.raises(InputError, match=r"holds the input .*: choose another output folder"):
+        check_claimable(tmp_path, inputs=[str(tmp_path / name)], **allowed)
+    check_claimable(tmp_path / "model" / "other", inputs=[str(tmp_path / name), "owner/hub-name"])
+
+
+def test_a_link_to_an_input_is_seen_through(tmp_path: Path) -> None:
+    """The same folder by another name."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "teacher")
+    with pytest.raises(InputError, match="holds the input"):
+        check_claimable(tmp_path / "link", inputs=[str(tmp_path / "teacher")])
+
+
+def test_a_folder_with_something_in_it_needs_to_be_said(tmp_path: Path) -> None:
+    """Whoever forgets to change the output folder keeps the earlier model."""
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="not empty: choose another, or add --overwrite_output_dir or"):
+        check_claimable(tmp_path)
+    check_claimable(tmp_path, overwrite=True)
+    check_claimable(tmp_path, resume=True)
+
+
+def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
+    """It would train nothing and say it did."""
+    (tmp_path / RECORD).write_text("{}")
+    with pytest.raises(InputError, match="is finished: nothing to resume"):
+        check_claimable(tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out at the end, it would cost the whole training."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=rf"cannot be made: {tmp_path} is not writable"):
+        check_claimable(tmp_path / "a" / "b")
+
+
+def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path: Path) -> None:
+    """A folder of somebody's notes must survive; an old record beside a new model would lie."""
+    for name in (
+        f"{CHECKPOINTS}/finetune/checkpoint-3/model.safetensors",
+        "notes/mine.txt",
+        "mine.txt",
+        RECORD,
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    run = make_run(tmp_path, overwrite=True)
+    assert (tmp_path / RECORD).exists(), "the check alone removes nothing"
+    run.claim()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"notes/mine.txt", "mine.txt"}
+
+
+@pytest.mark.parametrize("word", [None, "false", "False", ""])
+def test_resuming_has_to_be_asked_for(tmp_path: Path, word: str | None) -> None:
+    """``--resume_from_checkpoint false`` means no."""
+    assert not make_run(tmp_path, resume_from_checkpoint=word).resume
+    assert make_run(tmp_path, resume_from_checkpoint="true").resume
+
+
+def test_no_output_folder_is_an_error() -> None:
+    """transformers would write into ``trainer_output``, wherever one stands."""
+    with pytest.raises(InputError, match="no output folder was given: add --output_dir"):
+        TrainingConfig()
+
+
+def test_an_interrupted_write_leaves_the_old_files(tmp_path: Path) -> None:
+    """A model file that is half old and half new opens, and answers nonsense."""
+    (tmp_path / "model").write_text("old")
+
+    def write(folder: Path) -> None:
+        (folder / "model").write_text("new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path, write)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model": "old"}
+
+
+def test_writing_needs_nothing_outside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output folder that is a mount: nothing can be renamed into it from its parent."""
+    target, used = tmp_path / "mount", []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (used.append((old, new)), replace(old, new)))
+    write_whole(target, lambda folder: (folder / "model").write_text("new"))
+    assert (target / "model").read_text() == "new"
+    assert used
+    assert all(Path(path).is_relative_to(target) for pair in used for path in pair)
+    assert [path.name for path in target.iterdir()] == ["model"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mount"]
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
+    """Interrupted while saving, a run resumes from the checkpoint before, not from half a one."""
+    assert _last_checkpoint(tmp_path / "nothing") is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 11:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "finished").mkdir()
+    assert _last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_the_table_shows_each_model_once_with_its_metric_in_percent() -> None:
+    """The table is what the user takes away."""
+    teacher = Figures("teacher", {"accuracy": 0.91236}, 22_713_216, 90_852_864)
+    student = Figures("student", {"accuracy": 0.9}, 14_350_000, 57_400_000, seconds=61.4)
+    lines = Result(Path("out"), "accuracy", (teacher, student)).table().splitlines()
+    assert [line.split() for line in lines] == [
+        ["accuracy", "parameters", "file", "time"],
+        ["teacher", "91.24", "22.71", "M", "90.9", "MB"],
+        ["student", "90.00", "14.35", "M", "57.4", "MB", "61", "s"],
+    ]
+    assert len({len(line) for line in (lines[0], lines[2])}) == 1
+
+
+def test_run_settings_can_be_written_as_json(tmp_path: Path) -> None:
+    """A setting that json does not know would lose the run at its last step."""
+    run = make_run(tmp_path)
+    record = json.dumps(run._record(Result(tmp_path, "accuracy", ()), {}), default=str)
+    assert set(json.loads(record)) >= {
+        "arguments",
+        "training",
+        "versions",
+        "data",
+        "models",
+        "stages",
+        "seconds",
+    }

@@ -65,9 +65,7 @@ def test_a_room_imports_only_rooms_of_lower_levels(room: str) -> None:
     """Imports that point up or sideways make a knot that can only be changed as a whole."""
     for imported, line in imported_rooms(room):
         assert imported in LEVELS, f"{room}:{line} imports {imported}, which is no room"
-        assert LEVELS[imported] < LEVELS[room], (
-            f"{room}:{line} imports {imported} of level {LEVELS[imported]}"
-        )
+        assert LEVELS[imported] < LEVELS[room], f"{room}:{line} imports {imported}"
 
 
 def test_the_imports_are_seen() -> None:

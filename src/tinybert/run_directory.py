@@ -120,7 +120,8 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     # Inside, as the parent may be another file system, or not writable.
     with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
         write(Path(temporary))
-        for path in sorted(Path(temporary).iterdir()):
+        # The record goes last: where it is, the rest is.
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == RECORD):
             os.replace(path, target / path.name)
 
 
@@ -205,7 +206,7 @@ class Run:
         """Keep a finished stage's model, for a resumed run to go on from."""
         if self.is_main:
             write_whole(self.stage_folder(stage) / "finished", model.save_pretrained)
-            (self.stage_folder(stage) / RECORD).write_text(json.dumps(self.stages[stage]), encoding="utf-8")
+            (self.stage_folder(stage) / RECORD).write_text(json.dumps(self.stages), encoding="utf-8")
 
     def restore(self, stage: str, model: PreTrainedModel) -> bool:
         """Load what ``keep`` kept of a finished stage into a model; say whether there was any."""
@@ -213,7 +214,7 @@ class Run:
         if not self.resume or not (kept / RECORD).is_file():
             return False
         load_model(model, str(kept / "finished" / "model.safetensors"))
-        self.stages[stage] = json.loads((kept / RECORD).read_text(encoding="utf-8"))
+        self.stages |= json.loads((kept / RECORD).read_text(encoding="utf-8"))
         return True
 
     def finish(

@@ -420,3 +420,12 @@ def test_a_real_process_prints_one_line_and_nothing_else(workshop: Path, tmp_pat
     assert [line[:16] for line in done.stderr.splitlines()] == ["tinybert: error:"], done.stderr
     assert "no better than chance" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["distil"], []])
+def test_a_mistyped_or_missing_command_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A newcomer's first slip must not answer with a page."""
+    assert main(arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

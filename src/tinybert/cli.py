@@ -24,9 +24,14 @@ commands:
 USUAL = {"seed", "max_steps", "gradient_accumulation_steps", "weight_decay", "torch_compile"}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message} ({self.prog} --help lists what there is)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, or 2 with one line on stderr where the input is bad."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tinybert",
         description=DESCRIPTION,
         epilog="tinybert COMMAND --help lists a command's options.",
@@ -34,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the command's options")
-    arguments = parser.parse_args(argv)
     # A terminal shows progress and results; libraries' advice to developers is not for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -42,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
     try:
+        arguments = parser.parse_args(argv)
         COMMANDS[arguments.command](arguments.options)
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
@@ -56,13 +61,12 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
     """Read options, and the file of ``--config`` below them, into one dataclass of each kind."""
     from transformers import HfArgumentParser
 
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> Any:
-            raise InputError(f"{message} (tinybert {command} --help lists the options)")
+    class Parser(HfArgumentParser, _Parser):
+        """Both: options from dataclasses, errors as one line."""
 
     parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with the same options; those given here win.")
-    before = Parser((), add_help=False, allow_abbrev=False)
+    before = _Parser(prog=f"tinybert {command}", add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     config, rest = before.parse_known_args(options)
     if config.config is not None:

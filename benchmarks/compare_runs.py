@@ -70,8 +70,9 @@ def draw(curves: dict[str, list[tuple[str, list[tuple[int, float]], float]]], pa
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("steps, both stages")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    axes[0][0].legend(dict(zip(labels, handles, strict=True)).values(), dict.fromkeys(labels), fontsize=8)
+    shown = [axis.get_legend_handles_labels() for axis in axes[0]]
+    handles = {label: handle for pair in shown for handle, label in zip(*pair, strict=True)}
+    axes[0][0].legend(handles.values(), handles.keys(), fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

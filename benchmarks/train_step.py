@@ -6,26 +6,23 @@ A step is: teacher forward, student forward, loss (embeddings, hidden states, at
 map), backward, clipping, AdamW, gradients to nothing. Teacher: BERT-base's shape; student: TinyBERT-4's;
 random weights, which cost what trained ones do. Batches are made before the clock starts.
 
-a: the reference implementation's arithmetic: all texts padded to 128 tokens (or to T), fp32, T x T scores
-   with the mask in them, those of -100 and below set to 0, means over everything, one projection for all
-   layers, all layers of both models' scores kept. Kinder than the original: its teacher keeps its dropout
-   on, and its optimiser is a Python loop.
-b: a plain Hugging Face way: batches padded to their longest text, eager attention, squared error between
-   ``output_attentions`` (which are probabilities, so another loss), means over everything, fp32.
-c: tinybert in fp32: batches of like length, no T x T scores, fused AdamW.
-d: tinybert under bfloat16 autocast.
+a: the reference implementation's arithmetic: padded to 128 tokens (or T), fp32, T x T scores with the mask
+   in them, -100 and below set to 0, means over everything, one projection, states of all layers kept.
+   Kinder than the original, which leaves its teacher's dropout on and steps its optimiser in Python.
+b: plain Hugging Face, fp32: padded to the longest text, eager attention, squared error of
+   ``output_attentions`` (probabilities, so another loss), means over everything.
+c: tinybert in fp32: batches of like length, no T x T scores, fused AdamW. d: under bfloat16 autocast.
 
 Rows with texts take them from the training files of a GLUE folder: ``--batches`` batches at evenly spaced
 ranks of a pool of 1,600 random rows sorted by length, as length-grouped sampling makes them; a and b get
 the same texts in random order. "SST-2 budget" has batches of up to 4,096 tokens cut from all its rows, c and
 d only. Rows with a fixed length T have ``--tokens`` random tokens a step, unpadded.
 
-One round runs every way over all texts of a row, batch by batch in turn; figures are medians over rounds.
-examples/s and tokens/s count real tokens only. "of matrix rate" is model FLOP/s (``floor.model_flops``,
-padding not counted) over FLOP/s of torch.matmul at the teacher's shapes in the same precision, measured in
-the same rounds. "floor": the matrix products and attention of the step alone, in bf16 (``floor.Floor``).
-Memory on a CPU (Linux) is the resident high-water mark of a fresh process that takes two steps of one
-way, and how much of it came on top of the loaded models; on CUDA the allocator's peak beyond what was held.
+One round runs every way over all texts of a row, in turn; figures are medians over rounds, of real tokens.
+"of matrix rate": model FLOP/s (``floor.model_flops``) over that of torch.matmul at the teacher's shapes and
+same precision in the same rounds. "floor": the step's matrix products and attention alone (``floor.Floor``).
+Memory on Linux: resident high-water mark of a fresh process over two steps, and how much of it came on top
+of the loaded models; on CUDA the allocator's peak beyond what was held.
 """
 
 import argparse

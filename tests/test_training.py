@@ -1,10 +1,15 @@
 """Batches under a token budget."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertForSequenceClassification, PreTrainedModel
 
-from tinybert.training import TokenBatchSampler
+from tinybert.training import EncoderTrainer, TokenBatchSampler, TrainingConfig
 
 lengths_of_rows = st.lists(st.integers(1, 80), min_size=1, max_size=200)
 
@@ -49,3 +54,25 @@ def test_batches_carry_almost_no_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 2000)
     padded = sum(len(batch) * lengths[batch].max() for batch in TokenBatchSampler(lengths, 1024, 0))
     assert lengths.sum() / padded > 0.97
+
+
+def test_forward_is_in_full_precision_again_after_training_in_bf16(
+    tiny_encoder: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """Scores reported after training must be those of the saved model, not of bfloat16 left around it."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(tiny_encoder("bert").config)
+    row = {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 1}
+    config = TrainingConfig(
+        str(tmp_path), bf16=True, max_steps=1, train_sampling_strategy="random", disable_tqdm=True
+    )
+    EncoderTrainer(model=model, args=config, train_dataset=[row] * 4).train()
+    fresh = BertForSequenceClassification(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        wanted, got = fresh(ids).logits, model.eval()(ids).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = fresh(ids).logits.float()
+    assert torch.equal(got, wanted)
+    assert not torch.equal(rounded, wanted)  # else this test could not fail

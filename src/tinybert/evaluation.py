@@ -47,8 +47,9 @@ def predict_logits(
         for batch in tqdm(loader, desc=description, leave=False, disable=None):
             states = capture(model, batch.to(model.device), states=False, scores=False)
             found.append(states.logits.float().cpu().numpy())  # type: ignore[union-attr]
-    logits = np.empty_like(np.concatenate(found))
-    logits[order] = np.concatenate(found)
+    by_length = np.concatenate(found)
+    logits = np.empty_like(by_length)
+    logits[order] = by_length
     return logits
 
 
@@ -99,10 +100,13 @@ def _fingerprint(rows: datasets.Dataset, model: PreTrainedModel, bf16: bool) -> 
     return digest.hexdigest()
 
 
+def _metrics(data: TaskData, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return compute_metrics(data.kind, logits, labels, label_count=len(data.label_names) or None)
+
+
 def score(data: TaskData, logits: np.ndarray) -> dict[str, float]:
     """Return the task's metrics for logits (rows, C) on labelled rows."""
-    labels = np.asarray(data.rows["label"])
-    return compute_metrics(data.kind, logits, labels, label_count=len(data.label_names) or None)
+    return _metrics(data, logits, np.asarray(data.rows["label"]))
 
 
 def chance_level(data: TaskData) -> tuple[str, float]:
@@ -118,10 +122,4 @@ def chance_level(data: TaskData) -> tuple[str, float]:
 
 def metrics_for_trainer(data: TaskData) -> Any:
     """Return the ``compute_metrics`` function that a ``transformers.Trainer`` calls on an evaluation."""
-
-    def compute(prediction: Any) -> dict[str, float]:
-        return compute_metrics(
-            data.kind, prediction.predictions, prediction.label_ids, label_count=len(data.label_names) or None
-        )
-
-    return compute
+    return lambda prediction: _metrics(data, prediction.predictions, prediction.label_ids)

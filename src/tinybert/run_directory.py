@@ -193,8 +193,6 @@ class Run:
         started = time.monotonic()
         checkpoint = _last_checkpoint(self.stage_folder(stage)) if self.resume else None
         trainer.train(resume_from_checkpoint=checkpoint)
-        # accelerate leaves its autocast around ``forward``: scores would be bfloat16's from here on.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         self.stages[stage] = {
             "seconds": round(time.monotonic() - started, 1),
             "steps": trainer.state.global_step,
@@ -204,16 +202,20 @@ class Run:
 
     def keep(self, stage: str, model: PreTrainedModel) -> None:
         """Keep a finished stage's model, for a resumed run to go on from."""
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            (folder / RECORD).write_text(json.dumps(self.stages), encoding="utf-8")
+
         if self.is_main:
-            write_whole(self.stage_folder(stage) / "finished", model.save_pretrained)
-            (self.stage_folder(stage) / RECORD).write_text(json.dumps(self.stages), encoding="utf-8")
+            write_whole(self.stage_folder(stage) / "finished", write)
 
     def restore(self, stage: str, model: PreTrainedModel) -> bool:
         """Load what ``keep`` kept of a finished stage into a model; say whether there was any."""
-        kept = self.stage_folder(stage)
+        kept = self.stage_folder(stage) / "finished"
         if not self.resume or not (kept / RECORD).is_file():
             return False
-        load_model(model, str(kept / "finished" / "model.safetensors"))
+        load_model(model, str(kept / "model.safetensors"))
         self.stages |= json.loads((kept / RECORD).read_text(encoding="utf-8"))
         return True
 

@@ -144,8 +144,9 @@ class DistillationTrainer(EncoderTrainer):
                 raise InputError(
                     "no teacher was given: give one, or an objective that reads cached logits only"
                 )
-            objective = args.objective(model, teacher)
-        _check_shown(objective, model, teacher)
+            objective = args.objective(model, teacher)  # checks what the models show
+        else:
+            _check_shown(objective, model, teacher)
         if objective.reads_states and teacher is None:
             raise InputError("no teacher was given, and the losses read its states: give one")
         super().__init__(model=model, args=args, **kwargs)

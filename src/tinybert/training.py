@@ -139,6 +139,15 @@ class EncoderTrainer(Trainer):
 
     args: TrainingConfig
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, and give the model's ``forward`` back as it was.
+
+        accelerate leaves its autocast around it: scores would be bfloat16's from there on.
+        """
+        result = super().train(*args, **kwargs)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return result
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):

@@ -96,7 +96,7 @@ def test_capture_leaves_the_attention_setting_also_when_the_forward_raises(
     with pytest.raises(IndexError):
         capture(encoder, {"input_ids": torch.tensor([[10_000]]), "attention_mask": torch.ones(1, 1)})
     assert encoder.config._attn_implementation == before
-    assert capture_room._calls.get() is None
+    assert capture_room._calls is None
     assert capture_room._NAME not in str(encoder.config.to_dict())
 
 
@@ -110,7 +110,7 @@ def test_nothing_global_holds_the_graph_after_a_capture(tiny_encoder: Make) -> N
     del states
     gc.collect()
     assert query() is None
-    assert capture_room._calls.get() is None
+    assert capture_room._calls is None
 
 
 def test_capture_records_under_no_grad(encoder: PreTrainedModel) -> None:

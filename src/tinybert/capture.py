@@ -8,7 +8,6 @@ keeps its fast attention. ``outputs.attentions`` would be probabilities, and onl
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from tinybert.attention import attend, suits
 from tinybert.errors import InputError
 from tinybert.losses import States
 
@@ -29,22 +29,27 @@ class _Call(NamedTuple):
     scaling: float
 
 
-# Lives for one forward pass: nothing global holds on to a graph.
-_calls: ContextVar[list[_Call] | None] = ContextVar("tinybert_calls", default=None)
+# Set for one forward pass, so nothing global holds on to a graph. Not a ContextVar: torch.compile cannot
+# trace one and would cut a model in two at each of its layers.
+_calls: list[_Call] | None = None
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    calls = _calls.get()
-    if calls is not None:
-        if kwargs.get("position_bias") is not None:
+    biased = kwargs.get("position_bias") is not None
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _calls is not None:
+        if biased:
             raise InputError(
                 f"{type(module).__name__} adds a position bias to its attention scores, which equation 7 "
                 "does not cover: set attention_weight to 0 for this model"
             )
-        scaling = kwargs.get("scaling")
-        calls.append(_Call(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling))
+        _calls.append(_Call(query, key, scaling))
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+    if not (biased or causal) and suits(query, key, attention_mask, kwargs.get("dropout", 0.0)):
+        return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -61,17 +66,18 @@ def _pretrained(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def _recording(model: PreTrainedModel, scores: bool) -> Iterator[list[_Call]]:
+    global _calls
     calls: list[_Call] = []
-    if not scores:
+    before = model.config._attn_implementation
+    if not scores and before != "sdpa":
         yield calls
         return
-    before = model.config._attn_implementation
     model.config._attn_implementation = _NAME
-    token = _calls.set(calls)
+    _calls = calls if scores else None
     try:
         yield calls
     finally:
-        _calls.reset(token)
+        _calls = None
         model.config._attn_implementation = before
 
 

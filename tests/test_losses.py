@@ -208,9 +208,9 @@ def test_different_numbers_of_heads_are_refused() -> None:
         attention_loss(*states[:2], *(state[:, :1] for state in states[2:]), attention_mask, **SCALING)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_hidden_loss_equals_plain_float64_arithmetic(autocast: bool) -> None:
-    """Padding or bfloat16 in the sum would make the loss depend on the batch or the machine."""
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-6), (True, 5e-3)])
+def test_hidden_loss_equals_plain_float64_arithmetic(autocast: bool, tolerance: float) -> None:
+    """Padding in the sum would make the loss depend on the batch; autocast may round the projection only."""
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 6, 5, requires_grad=True), torch.randn(3, 6, 8)
     attention_mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]])
@@ -222,10 +222,21 @@ def test_hidden_loss_equals_plain_float64_arithmetic(autocast: bool) -> None:
     learned = (student, projection.weight)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = hidden_loss(student, teacher, projection, attention_mask)
-    assert error(loss, truth) < 1e-6
+    assert error(loss, truth) < tolerance
     found = torch.autograd.grad(loss, learned)
     for gradient, true in zip(found, torch.autograd.grad(truth, learned), strict=True):
-        assert error(gradient, true) < 1e-6
+        assert error(gradient, true) < tolerance
+
+
+def test_hidden_loss_of_bfloat16_projections_is_summed_in_float32() -> None:
+    """Summed in bfloat16, thousands of small squares stop adding up."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(8, 64, 32), torch.randn(8, 64, 32)
+    mask = torch.ones(8, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = hidden_loss(student.bfloat16(), teacher, nn.Identity(), mask)
+    assert loss.dtype == torch.float32
+    assert error(loss, (student.bfloat16().double() - teacher.double()).square().mean()) < 1e-6
 
 
 @given(st.integers(2, 9), st.floats(0.5, 10.0))

@@ -78,7 +78,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _masked(tensor: Tensor, factor: Tensor) -> Tensor:
     # Queries and keys come as views (B, T, h, d_k) -> (B, h, T, d_k): copied once here, not in each product.
-    return (tensor * factor).contiguous()
+    return tensor.to(factor.dtype, memory_format=torch.contiguous_format).mul(factor)
 
 
 class _ScoreDifference(torch.autograd.Function):
@@ -179,7 +179,24 @@ def attention_loss(
     return total / (heads * (Counts.of(attention_mask).pairs if pairs is None else pairs))
 
 
-@_full_precision
+class _SquaredDistance(torch.autograd.Function):
+    """Squared error summed over the hidden size and real tokens; keeps its gradient and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, target: Tensor, attention_mask: Tensor) -> Tensor:
+        difference = _wide(projected - target)
+        real = attention_mask.to(difference.dtype)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(difference.to(projected.dtype), real.to(projected.dtype))
+        return torch.linalg.vector_norm(difference, dim=-1).square().mul(real).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        difference, real = ctx.saved_tensors
+        return difference * (real * (2 * grad_outputs[0]).to(real.dtype)).unsqueeze(-1), None, None
+
+
 def hidden_loss(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
@@ -191,6 +208,9 @@ def hidden_loss(
 ) -> Tensor:
     """Mean squared difference of projected hidden states, equation 8, and of embeddings, equation 9.
 
+    The projection runs in the precision around it (bfloat16 under autocast: its rounding is a thousandth
+    of a state's size), difference and sum in full precision.
+
     Args:
         student_hidden: H_S (B, T, d').
         teacher_hidden: H_T (B, T, d).
@@ -199,12 +219,13 @@ def hidden_loss(
         tokens: Real tokens to divide by; those of this mask unless given.
         padding: ``"reference"`` takes the mean over padded tokens too.
     """
-    difference = projection(_wide(student_hidden)) - _wide(teacher_hidden.detach())
-    if padding == "reference":
-        return difference.square().mean()
-    total = (difference.square().sum(dim=-1) * attention_mask).sum()
-    tokens = Counts.of(attention_mask).tokens if tokens is None else tokens
-    return total / (tokens * teacher_hidden.shape[-1])
+    projected = projection(student_hidden)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        if padding == "reference":
+            return F.mse_loss(_wide(projected), _wide(teacher_hidden.detach()))
+        total: Tensor = _SquaredDistance.apply(projected, teacher_hidden.detach(), attention_mask)
+        tokens = Counts.of(attention_mask).tokens if tokens is None else tokens
+        return total / (tokens * teacher_hidden.shape[-1])
 
 
 @_full_precision

@@ -23,6 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from tinybert.capture import capture
 from tinybert.errors import InputError
 from tinybert.losses import Counts
 from tinybert.objective import DistillationLoss, LossWeights
@@ -573,6 +574,47 @@ def test_training_under_bfloat16_autocast_moves_the_student_and_keeps_float32_lo
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     plain = make_trainer(model=clone(student), objective=trainer.objective).evaluate()["eval_loss"]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain, rel=0.05)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_teacher_runs_in_the_precision_of_the_student(
+    make_trainer: Parts, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate's autocast covers the trained model alone; a float32 teacher is most of a step's time."""
+    seen = set()
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return capture(*args, **kwargs)
+
+    monkeypatch.setattr("tinybert.trainer.capture", watch)
+    trainer = make_trainer(bf16=bf16, max_steps=1)
+    trainer.train()
+    trainer.evaluate()
+    assert seen == {bf16}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_dropout_is_student_dropout_while_training_and_the_models_own_after(
+    make_trainer: Parts, student: PreTrainedModel, rate: float
+) -> None:
+    """Dropout noise in states that are to match a teacher's is off unless asked for."""
+
+    def rates() -> set[float]:
+        return {module.p for module in student.modules() if isinstance(module, nn.Dropout)}
+
+    seen: list[set[float]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(rates())
+
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    make_trainer(callbacks=[Watch()], student_dropout=rate, max_steps=1).train()
+    assert seen == [{rate}]
+    assert rates() == {0.1}
 
 
 _TWO_PROCESSES = """

@@ -1,6 +1,7 @@
 """Distillation on the Hugging Face Trainer: everything of it applies, only the loss is ours."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,9 @@ class DistillationConfig(TrainingConfig):
     projection_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the projections; that of the student unless given."}
     )
+    student_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout in the student while it imitates, whatever its config says."}
+    )
     padding: Literal["real", "reference"] = field(
         default="real",
         metadata={"help": "'reference' averages over padding as the reference implementation does."},
@@ -49,10 +53,12 @@ class DistillationConfig(TrainingConfig):
         """Check the fields of our own.
 
         Raises:
-            InputError: A temperature that is not positive.
+            InputError: A temperature that is not positive, a dropout rate that is none.
         """
         if self.temperature <= 0:
             raise InputError(f"--temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.student_dropout < 1:
+            raise InputError(f"--student_dropout must be 0 or more and below 1, got {self.student_dropout}")
         super().__post_init__()
 
     def mapping_strategy(self) -> str | list[int]:
@@ -197,13 +203,14 @@ class DistillationTrainer(EncoderTrainer):
         return capture(model, inputs, states=read.reads_states, scores=read.reads_scores, layers=layers)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does, with what no loss reaches held still (see ``_unread``)."""
+        """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still."""
         unread = [] if self.objective.reads_logits else _unread(self.model)
         trainable = [parameter for parameter in unread if parameter.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            return super().train(*args, **kwargs)
+            with _dropping(self.model, self.args.student_dropout):
+                return super().train(*args, **kwargs)
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
@@ -313,6 +320,25 @@ def _check_shown(objective: DistillationLoss, *models: PreTrainedModel | None) -
     for model in models:
         if objective.reads_scores and model is not None:
             check_capturable(model)
+
+
+@contextmanager
+def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
+    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back."""
+    rates = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+        and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
+    ]
+    for module, name, _ in rates:
+        setattr(module, name, rate)
+    try:
+        yield
+    finally:
+        for module, name, value in rates:
+            setattr(module, name, value)
 
 
 def _unread(model: PreTrainedModel) -> list[nn.Parameter]:

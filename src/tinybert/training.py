@@ -148,6 +148,10 @@ class EncoderTrainer(Trainer):
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return result
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Cover the whole of ``compute_loss``: accelerate covers the trained model alone, no teacher."""
+        return self.accelerator.autocast()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):

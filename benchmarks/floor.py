@@ -60,7 +60,7 @@ def make_rate(
 
 
 class Floor:
-    """The matrix products and the attention of one step in bfloat16, nothing between them.
+    """The matrix products and the attention of one step in one precision, nothing between them.
 
     Teacher forward; student forward and backward with the projections of M + 1 layers. No casts, biases,
     norms, dropout, masks, losses or optimiser. Each layer has weights of its own, as in the models: they
@@ -73,13 +73,14 @@ class Floor:
         student: PreTrainedConfig,
         batch: int,
         length: int,
+        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Allocate the operands."""
         self.device = device
 
         def made(*shape: int) -> Tensor:
-            return torch.randn(*shape, device=device).to(torch.bfloat16)
+            return torch.randn(*shape, device=device).to(dtype)
 
         def weights(config: PreTrainedConfig) -> list[Tensor]:
             layers = range(config.num_hidden_layers)

@@ -6,12 +6,7 @@ A step is: teacher forward, student forward, loss (embeddings, hidden states, at
 map), backward, clipping, AdamW, gradients to nothing. Teacher: BERT-base's shape; student: TinyBERT-4's;
 random weights, which cost what trained ones do. Batches are made before the clock starts.
 
-a: the reference implementation's arithmetic: padded to 128 tokens (or T), fp32, T x T scores with the mask
-   in them, -100 and below set to 0, means over everything, one projection, states of all layers kept.
-   Kinder than the original, which leaves its teacher's dropout on and steps its optimiser in Python.
-b: plain Hugging Face, fp32: padded to the longest text, eager attention, squared error of
-   ``output_attentions`` (probabilities, so another loss), means over everything.
-c: tinybert in fp32: batches of like length, no T x T scores, fused AdamW. d: under bfloat16 autocast.
+The ways, a to d, are those of ``ways.py``: the reference's, a plain one, ours in fp32 and in bf16.
 
 Rows with texts take them from the training files of a GLUE folder: ``--batches`` batches at evenly spaced
 ranks of a pool of 1,600 random rows sorted by length, as length-grouped sampling makes them; a and b get
@@ -20,7 +15,8 @@ d only. Rows with a fixed length T have ``--tokens`` random tokens a step, unpad
 
 One round runs every way over all texts of a row, in turn; figures are medians over rounds, of real tokens.
 "of matrix rate": model FLOP/s (``floor.model_flops``) over that of torch.matmul at the teacher's shapes and
-same precision in the same rounds. "floor": the step's matrix products and attention alone (``floor.Floor``).
+same precision in the same rounds. "floor", of the last way: a step's matrix products and attention alone
+(``floor.Floor``), in bf16 where d is run and in fp32 else: leave d out where the CPU only emulates bf16.
 Memory on Linux: resident high-water mark of a fresh process over two steps, and how much of it came on top
 of the loaded models; on CUDA the allocator's peak beyond what was held.
 """
@@ -32,7 +28,6 @@ import multiprocessing
 import random
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,23 +36,16 @@ from typing import Any
 import torch
 from attention_loss import cpu_name
 from floor import Floor, make_rate, model_flops, optimizer_seconds, seconds_of
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, AutoTokenizer, BertConfig, BertModel, PreTrainedModel
+from transformers import AutoTokenizer, BertModel
+from ways import VARIANTS, Batch, Step, make_step, make_teacher
 
-from tinybert.capture import capture, evaluating
-from tinybert.mapping import layer_map
-from tinybert.objective import DistillationLoss, LossWeights
 from tinybert.student import make_student
 from tinybert.training import TokenBatchSampler
 
-Batch = dict[str, Tensor]
-Step = Callable[[Batch], None]
-
-VARIANTS = {"a": "reference", "b": "plain HF", "c": "ours fp32", "d": "ours bf16"}
 FILES = {"SST-2": ("sentence",), "MRPC": ("sentence1", "sentence2")}
 LENGTHS = (64, 128, 256, 512)
 ROWS = (*FILES, "SST-2 budget", *(f"T={length}" for length in LENGTHS))
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BATCH_SIZE, POOL, REFERENCE_LENGTH, TOKENS_PER_BATCH = 32, 1600, 128, 4096
 
 
@@ -118,102 +106,6 @@ def batches_of(row: Row, variant: str, device: torch.device | str = "cpu") -> li
     return batches
 
 
-def make_teacher(device: torch.device) -> BertModel:
-    torch.manual_seed(0)
-    return BertModel(BertConfig()).to(device).requires_grad_(False)
-
-
-_scores: list[Tensor] = []
-
-
-def _reference_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
-) -> tuple[Tensor, Tensor]:
-    scores = query @ key.mT * options["scaling"] + attention_mask
-    _scores.append(scores)
-    probabilities = F.dropout(scores.softmax(dim=-1), options["dropout"], module.training)
-    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
-
-
-AttentionInterface.register("reference", _reference_attention)
-
-
-def _reference_states(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
-    _scores.clear()
-    mask = (1.0 - batch["attention_mask"][:, None, None, :].float()) * -10000.0
-    outputs = model(batch["input_ids"], attention_mask=mask, output_hidden_states=True)
-    return outputs.hidden_states, tuple(_scores)
-
-
-def _eager_states(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
-    outputs = model(**batch, output_hidden_states=True, output_attentions=True)
-    return outputs.hidden_states, outputs.attentions
-
-
-def _cut_error(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
-    nothing = torch.zeros_like(student_scores)
-    student_scores = torch.where(student_scores <= -1e2, nothing, student_scores)
-    return F.mse_loss(student_scores, torch.where(teacher_scores <= -1e2, nothing, teacher_scores))
-
-
-def common_loss(
-    variant: str, student: PreTrainedModel, teacher: PreTrainedModel, projection: nn.Module, batch: Batch
-) -> Tensor:
-    """Return the loss of a or b: mean squared differences over everything, from states kept of all layers."""
-    teacher.set_attn_implementation("reference" if variant == "a" else "eager")
-    states_of = _reference_states if variant == "a" else _eager_states
-    attention_error = _cut_error if variant == "a" else F.mse_loss
-    with evaluating(teacher):
-        target_hidden, target_attention = states_of(teacher, batch)
-    hidden, attention = states_of(student, batch)
-    loss = F.mse_loss(projection(hidden[0]), target_hidden[0])
-    for m, g in enumerate(layer_map("uniform", len(attention), len(target_attention)), start=1):
-        loss = loss + F.mse_loss(projection(hidden[m]), target_hidden[g])
-        loss = loss + attention_error(attention[m - 1], target_attention[g - 1])
-    return loss
-
-
-def our_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel, objective: DistillationLoss, batch: Batch
-) -> Tensor:
-    teacher.set_attn_implementation("sdpa")
-    student_layers, teacher_layers = objective.depths
-    with evaluating(teacher):
-        target = capture(teacher, batch, layers=teacher_layers)
-    made = capture(student, batch, layers=student_layers)
-    return objective.total(objective(made, target, batch["attention_mask"]))
-
-
-def make_step(variant: str, teacher: BertModel) -> Step:
-    """Return one way's training step; every way starts from the same student."""
-    device = teacher.device
-    student = make_student(teacher).to(device).train()
-    width, teacher_width = student.config.hidden_size, teacher.config.hidden_size
-    if variant in "ab":
-        student.set_attn_implementation("reference" if variant == "a" else "eager")
-        head: nn.Module = nn.Linear(width, teacher_width)
-        loss_of = partial(common_loss, variant, student, teacher)
-    else:
-        student.set_attn_implementation("sdpa")
-        mapped = layer_map("uniform", student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        head = DistillationLoss(width, teacher_width, mapped, weights=LossWeights(prediction=0))
-        loss_of = partial(our_loss, student, teacher)
-    head.to(device)
-    learned = [parameter for module in (student, head) for parameter in module.parameters()]
-    implementation = {"foreach": True} if variant in "ab" else {"fused": True}
-    optimizer = torch.optim.AdamW(learned, lr=5e-5, weight_decay=0.0, **implementation)
-
-    def step(batch: Batch) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=variant == "d"):
-            loss = loss_of(head, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def _status(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
@@ -246,15 +138,17 @@ def peak_memory(variant: str, row: Row, step: Step, device: torch.device) -> dic
 
 
 def time_rounds(row: Row, teacher: BertModel, steps: dict[str, Step], rounds: int) -> dict[str, list[Any]]:
-    """Return what each round took: seconds a way, ``fp32`` and ``bf16`` matrix rates, ``floor`` seconds."""
+    """Return what each round took: seconds a way, the matrix rates of their precisions, ``floor`` seconds."""
     device = teacher.device
     batches = {variant: batches_of(row, variant, device) for variant in steps}
-    rates = {
-        name: make_rate(teacher.config, 2048, dtype, device)
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    names = {"bf16" if variant == "d" else "fp32" for variant in steps}
+    others: dict[str, Any] = {
+        name: make_rate(teacher.config, 2048, _DTYPES[name], device) for name in sorted(names)
     }
-    shapes = (teacher.config, make_student(teacher).config, len(row.groups[0]), row.padded_length)
-    others = rates | ({"floor": Floor(*shapes, device).measure} if row.floor else {})
+    if row.floor:
+        shapes = (teacher.config, make_student(teacher).config, len(row.groups[0]), row.padded_length)
+        dtype = _DTYPES["bf16" if "d" in steps else "fp32"]
+        others["floor"] = Floor(*shapes, dtype, device).measure
     taken: dict[str, list[Any]] = {name: [] for name in (*steps, *others)}
     for turn in range(rounds + 1):
         seconds = dict.fromkeys(steps, 0.0)
@@ -290,7 +184,7 @@ def figures(row: Row, variant: str, taken: dict[str, list[Any]], teacher: BertMo
     for other in row.variants.partition(variant)[0]:
         ratios = (theirs / ours for theirs, ours in zip(taken[other], times, strict=True))
         result[f"over_{other}"] = statistics.median(ratios)
-    if row.floor and variant == "d":
+    if row.floor and variant == row.variants[-1] and variant in "cd":
         products, attention = zip(*taken["floor"], strict=True)
         result["floor_products_ms"] = 1000 * statistics.median(products)
         result["floor_attention_ms"] = 1000 * statistics.median(attention)

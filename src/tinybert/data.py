@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from tinybert.errors import InputError
+from tinybert.tables import ENDINGS as ENDINGS
+from tinybert.tables import one_line, open_source
 from tinybert.tasks import (
     Kind,
     Task,
@@ -31,8 +30,7 @@ from tinybert.tasks import (
     read_labels,
 )
 
-ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".json", ".jsonl", ".jsonl.gz", ".parquet")
-_PARSE_BYTES = 1 << 26  # one row must fit into one of pyarrow's blocks
+_PIECE_ROWS = 1 << 16  # large, as all pieces are kept
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ def load_data(
     kind: Kind | None = None,
     label_names: Sequence[str] | None = None,
     require_labels: bool = True,
+    name: str | None = None,
 ) -> TaskData:
     """Read rows of text, or of text pairs, with their labels.
 
@@ -82,12 +81,12 @@ def load_data(
         kind: If not given, GLUE's table or the labels decide: a number that is no integer means regression.
         label_names: The classes in the order of their ids, such as a teacher's ``id2label``.
         require_labels: Whether rows without labels are an error.
+        name: What tells the task, for rows that were copied from a source of that name.
 
     Raises:
         InputError: The source cannot be read, or a column, text or label is missing or cannot be understood.
     """
-    source = os.fspath(source)
-    table, origin, task = _read(source, split)
+    table, origin, task = _read(source, split, name)
     if table.num_rows == 0:
         raise InputError(f"{origin} has no rows: expected a header and at least one row")
     names = table.column_names
@@ -98,10 +97,8 @@ def load_data(
         task = None
     texts = find_text_columns(names, text_columns, task, origin)
     label = find_label_column(names, label_column, texts, require_labels, origin)
-    columns = {
-        name: _texts(table, column, origin)
-        for name, column in zip(("text", "text_pair"), texts, strict=False)
-    }
+    keys = zip(("text", "text_pair"), texts, strict=False)
+    columns = {key: read_texts(table, column, origin) for key, column in keys}
     given = tuple(label_names) if label_names is not None else None
     found = None
     if label is not None:
@@ -133,11 +130,7 @@ def tokenize(data: TaskData, tokenizer: PreTrainedTokenizerBase, max_length: int
     """
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        pair = batch.get("text_pair")
-        encoded = dict(
-            tokenizer(batch["text"], pair, truncation="longest_first", max_length=max_length, padding=False)
-        )
-        encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+        encoded = encode_texts(tokenizer, batch["text"], batch.get("text_pair"), max_length)
         if "label" in batch:
             encoded["labels"] = batch["label"]
         return encoded
@@ -145,6 +138,15 @@ def tokenize(data: TaskData, tokenizer: PreTrainedTokenizerBase, max_length: int
     # The first call writes the truncation into a fast tokenizer, and the cache's key is made of its state.
     encode(data.rows[:1])
     return data.rows.map(encode, batched=True, remove_columns=data.rows.column_names, desc="Tokenizing")
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, max_length: int
+) -> dict[str, list[Any]]:
+    """Return the token ids of texts, or of pairs, and their ``length``; as `tokenize` does, in memory."""
+    encoded = dict(tokenizer(texts, pairs, truncation="longest_first", max_length=max_length, padding=False))
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    return encoded
 
 
 def split_rows(data: TaskData, sizes: Mapping[str, int | None], seed: int) -> dict[str, TaskData]:
@@ -184,122 +186,12 @@ def split_rows(data: TaskData, sizes: Mapping[str, int | None], seed: int) -> di
     return parts
 
 
-def _read(source: str, split: str | None) -> tuple[pa.Table, str, Task | None]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = _file_of_split(path, split)
-    name = path.name.lower()
-    if not path.exists():
-        if not name.endswith(ENDINGS) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*){1,2}", source):
-            return _read_hub(source, split)
-        raise InputError(f"{source}: no such file or folder; give a {', '.join(ENDINGS)} file or a hub name")
-    ending = name.removesuffix(".gz").rpartition(".")[2]
-    if not name.endswith(ENDINGS):
-        raise InputError(f"{path} has an unknown ending: expected {', '.join(ENDINGS)}")
-    try:
-        if ending == "parquet":
-            with pa.parquet.ParquetFile(path) as file:
-                table = file.read()
-        else:
-            with pa.input_stream(str(path), compression="gzip" if name.endswith(".gz") else None) as stream:
-                content = stream.read()
-            if not content.strip():
-                raise InputError("the file is empty: expected at least one row")
-            parse = _parse_json if ending.startswith("json") else _parse_table
-            table = parse(content, ending)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
-        if isinstance(error, UnicodeError) or "UTF8" in str(error):
-            raise InputError(f"{path} is not UTF-8 text ({_line(error)}): save it as UTF-8") from error
-        raise InputError(f"{path} cannot be read as {ending} ({_line(error)}): correct the file") from error
-    return table, str(path), find_task(str(path.absolute()))
-
-
-def _file_of_split(folder: Path, split: str | None) -> Path:
-    if split is None:
-        raise InputError(f"{folder} is a folder: say which split (train, validation or test), or name a file")
-    # MNLI has two development sets; the matched one is its usual score.
-    stems = {"validation": ("dev", "validation", "dev_matched", "validation_matched")}
-    stems["dev"] = stems["validation"]
-    for stem in stems.get(split, (split, split.replace("validation", "dev"))):
-        for ending in ENDINGS:
-            if (folder / (stem + ending)).is_file():
-                return folder / (stem + ending)
-    there = listed(sorted(entry.name for entry in folder.iterdir()))
-    raise InputError(f"{folder} has no file for the split {split!r}, such as {split}.tsv; it has {there}")
-
-
-def _read_hub(source: str, split: str | None) -> tuple[pa.Table, str, Task | None]:
-    task = find_task(source)
-    owner, name, *configuration = source.split("/")
-    if split is None:
-        raise InputError(f"{source} is a hub name: say which split (train, validation or test)")
-    if owner == "glue":
-        owner, name, configuration = "nyu-mll", "glue", [name]
-    split = "validation" if split == "dev" else split
-    if configuration == ["mnli"] and split in ("validation", "test"):
-        split += "_matched"
-    try:
-        rows = datasets.load_dataset(f"{owner}/{name}", *configuration, split=split)
-    except Exception as error:  # network, hub and builder each have their own families of errors
-        raise InputError(
-            f"{source} is no local path, and the hub did not give its split {split!r}: {_line(error)}"
-        ) from error
-    table = rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata)
-    return table, f"{source} ({split})", task
-
-
-def _parse_table(content: bytes, ending: str) -> pa.Table:
-    """CSV or TSV, every cell as text; pyarrow as it neither guesses types nor forgives ragged rows."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UnicodeError("it starts as UTF-16 does")
-    content = content if content.endswith(b"\n") else content + b"\n"
-    quoted = ending == "csv"
-    read = pa.csv.ReadOptions(block_size=_PARSE_BYTES, use_threads=False)  # threads lose the row number
-    parse = pa.csv.ParseOptions(
-        delimiter="," if quoted else "\t", quote_char='"' if quoted else False, newlines_in_values=quoted
-    )
-    names = pa.csv.open_csv(pa.BufferReader(content), read, parse).schema.names
-    convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), null_values=[], strings_can_be_null=False
-    )
-    table = pa.csv.read_csv(pa.BufferReader(content), read, parse, convert)
-    # pyarrow closes an open quote at the end of the file, having swallowed every row after it.
-    if quoted and content.count(b'"') % 2 and table.num_rows and "\n" in table.column(-1)[-1].as_py():
-        raise InputError(f'a quote (") is never closed: row {table.num_rows} runs to the end of the file')
-    return table
-
-
-def _parse_json(content: bytes, ending: str) -> pa.Table:
-    """JSON lines, or one list of objects; Python's reader because pyarrow's makes dates of texts."""
-    text = content.decode("utf-8-sig")
-    if ending == "json" and text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise InputError(f"line {number} is not JSON ({_line(error)}): correct it") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f'row {number} is {_shown(row)}: expected an object such as {{"text": ...}}')
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _json_column([row.get(name) for row in rows]) for name in names})
-
-
-def _json_column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except UnicodeError:
-        raise
-    except (pa.ArrowException, OverflowError):  # mixed types
-        if any(isinstance(value, list | dict) for value in values):
-            return pa.nulls(len(values), pa.list_(pa.null()))  # refused if it is asked for
-        plain = (str, type(None))
-        return pa.array([value if isinstance(value, plain) else json.dumps(value) for value in values])
+def _read(
+    source: str | os.PathLike[str], split: str | None, name: str | None
+) -> tuple[pa.Table, str, Task | None]:
+    opened = open_source(source, split)
+    table = pa.concat_tables([opened.schema.empty_table(), *opened.tables(_PIECE_ROWS)])
+    return table, opened.origin, find_task(name or opened.name)
 
 
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
@@ -325,16 +217,51 @@ def _strings(table: pa.Table, column: str, origin: str) -> pa.ChunkedArray:
             cells = pc.if_else(pc.is_nan(cells), None, cells)
         return cells.cast(pa.string())
     except pa.ArrowException as error:
-        raise InputError(f"{origin}: column {column!r} is not UTF-8 text: {_line(error)}") from error
+        raise InputError(f"{origin}: column {column!r} is not UTF-8 text: {one_line(error)}") from error
 
 
-def _texts(table: pa.Table, column: str, origin: str) -> pa.ChunkedArray:
+def read_texts(table: pa.Table, column: str, origin: str, first: int = 0) -> pa.ChunkedArray:
+    """Return a column of a table as text.
+
+    Args:
+        table: Rows, or some of them.
+        column: Which of its columns.
+        origin: What has these rows, for messages.
+        first: How many rows were before these.
+
+    Raises:
+        InputError: The column holds something else, or an empty text.
+    """
     cells = _strings(table, column, origin)
     empty = pc.equal(pc.utf8_trim_whitespace(cells.fill_null("")), "")
-    row = pc.index(empty, True).as_py() + 1
-    if row:
+    row = first + pc.index(empty, True).as_py() + 1
+    if row > first:
         raise InputError(f"{origin}: column {column!r} is empty in row {row}: fill it or remove the row")
     return cells
+
+
+def class_ids(
+    table: pa.Table, column: str, names: Sequence[str], task: Task | None, origin: str, first: int = 0
+) -> np.ndarray:
+    """Return the class ids (rows,) of a column of labels, matched by name.
+
+    Args:
+        table: Rows, or some of them.
+        column: Which of its columns.
+        names: The classes in the order of their ids, such as a teacher's ``id2label``.
+        task: The task that the rows are known to belong to.
+        origin: What has these rows, for messages.
+        first: How many rows were before these.
+
+    Raises:
+        InputError: A label is missing or none of these.
+    """
+    known = _class_names(table, column) or (task.label_names if task else ())
+    cells = _strings(table, column, origin)
+    found = _labels(cells, "classification", tuple(names), known, origin, first)
+    if found is None:
+        raise InputError(f"{origin} has no labels (all are empty or -1): give a labelled file")
+    return found[0].to_numpy()
 
 
 def _labels(
@@ -343,6 +270,7 @@ def _labels(
     given: tuple[str, ...] | None,
     known: tuple[str, ...],
     origin: str,
+    first: int = 0,
 ) -> tuple[pa.Array, Kind, tuple[str, ...]] | None:
     """(label column, kind, class names), or None if the labels are all empty or all -1."""
     encoded = pc.utf8_trim_whitespace(cells.fill_null("")).combine_chunks().dictionary_encode()
@@ -350,7 +278,8 @@ def _labels(
     codes = encoded.indices.to_numpy()
 
     def where(value: str) -> str:
-        return f"{origin}: label {_shown(value)} in row {int(np.argmax(codes == values.index(value))) + 1}"
+        row = first + int(np.argmax(codes == values.index(value))) + 1
+        return f"{origin}: label {_shown(value)} in row {row}"
 
     if values in ([""], ["-1"], ["-1.0"]):
         return None
@@ -379,7 +308,7 @@ def _store(table: pa.Table) -> tuple[datasets.Dataset, str]:
                     writer.write_table(table, max_chunksize=1000)
                 part.replace(final)
         except OSError as error:
-            raise InputError(f"cannot write {folder} ({_line(error)}): set HF_DATASETS_CACHE") from error
+            raise InputError(f"cannot write {folder} ({one_line(error)}): set HF_DATASETS_CACHE") from error
     return datasets.Dataset.from_file(str(final)), fingerprint
 
 
@@ -388,11 +317,6 @@ def _fingerprint(rows: datasets.Dataset) -> str:
     for batch in rows.iter(1000):
         digest.update(json.dumps(batch, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _shown(value: object) -> str:

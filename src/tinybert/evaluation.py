@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert.capture import capture, evaluating
-from tinybert.data import TaskData
+from tinybert.data import TaskData, encode_texts
+from tinybert.models import weights_digest
 from tinybert.tasks import compute_metrics
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,6 +56,19 @@ def predict_logits(
     return logits
 
 
+def class_probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[str, ...]],
+    max_length: int,
+) -> np.ndarray:
+    """Return a classifier's probabilities (rows, C) for texts, or for pairs of them."""
+    texts, *pairs = (list(column) for column in zip(*rows, strict=True))
+    encoded = encode_texts(tokenizer, texts, pairs[0] if pairs else None, max_length)
+    logits = predict_logits(model, datasets.Dataset.from_dict(encoded), tokenizer, description="Teacher")
+    return softmax(logits, axis=1)
+
+
 def with_teacher_logits(rows: datasets.Dataset, logits: np.ndarray) -> datasets.Dataset:
     """Return the rows with the teacher's logits (rows, C) as a column ``teacher_logits``."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), logits.shape[1])
@@ -88,10 +104,7 @@ def cached_logits(
 
 
 def _fingerprint(rows: datasets.Dataset, model: PreTrainedModel, bf16: bool) -> str:
-    digest = hashlib.blake2b(f"{model.config.to_json_string()} {bf16}".encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    digest = hashlib.blake2b(f"{weights_digest(model)} {bf16}".encode(), digest_size=16)
     for name in _MODEL_INPUTS:
         if name in rows.column_names:
             for chunk in rows.with_format("arrow")[:][name].chunks:

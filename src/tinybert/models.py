@@ -1,11 +1,14 @@
 """Opening model folders and hub names safely: configuration, weights and tokenizer, or one clear line."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -66,7 +69,9 @@ def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(auto_class: Any, source: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+def _load(
+    auto_class: Any, source: str, config: PreTrainedConfig, *, new_head: bool = True, **kwargs: Any
+) -> PreTrainedModel:
     try:
         # Training runs in float32 with autocast; a checkpoint stored in half precision would train in it.
         model, report = auto_class.from_pretrained(
@@ -84,6 +89,11 @@ def _load(auto_class: Any, source: str, config: PreTrainedConfig, **kwargs: Any)
     missing = [name for name in report["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
     if missing:
         raise InputError(f"the weights of {source} lack {len(missing)} encoder tensors such as {missing[0]}")
+    if report["missing_keys"] and not new_head:
+        raise InputError(
+            f"the model {source} has no masked-LM head (no {min(report['missing_keys'])} among its weights): "
+            "give one that has, such as bert-base-uncased, or let word vectors serve all words"
+        )
     return model
 
 
@@ -114,6 +124,15 @@ def open_classifier(source: str) -> PreTrainedModel:
     return _load(AutoModelForSequenceClassification, source, config)
 
 
+def open_masked_lm(source: str) -> PreTrainedModel:
+    """Load a model with its masked-LM head, in float32.
+
+    Raises:
+        InputError: It has no such head: the one that transformers makes up proposes noise.
+    """
+    return _load(AutoModelForMaskedLM, source, open_config(source), new_head=False)
+
+
 def new_classifier(source: str, label_names: tuple[str, ...]) -> PreTrainedModel:
     """Load an encoder under a new head: one score without label names, else a logit for each name."""
     config = open_config(source)
@@ -127,6 +146,22 @@ def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """Return a model's class names in the order of its logits; empty for regression (one logit)."""
     names: dict[int, str] = config.id2label  # type: ignore[assignment]
     return () if len(names) == 1 else tuple(str(names[index]) for index in range(len(names)))
+
+
+def positions_of(config: PreTrainedConfig) -> int:
+    """Return the longest input of a model, special pieces included."""
+    positions: int = config.max_position_embeddings
+    # RoBERTa counts positions from the one after its padding's.
+    return positions - (config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0)
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return a fingerprint of a model's configuration and weights."""
+    digest = hashlib.blake2b(model.config.to_json_string().encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

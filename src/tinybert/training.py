@@ -14,7 +14,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from tinybert.errors import InputError
 
 
-def _bf16_is_fast() -> bool:
+def bf16_is_fast() -> bool:
+    """Return whether the hardware multiplies bfloat16 faster than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -59,7 +60,7 @@ class TrainingConfig(TrainingArguments):
         if not self.output_dir:
             raise InputError("no output folder was given: add --output_dir")
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and _bf16_is_fast()
+            self.bf16 = not self.fp16 and bf16_is_fast()
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers asks for it in so many words
         super().__post_init__()

@@ -17,6 +17,7 @@ commands:
   finetune    teach an encoder a task: a teacher, or a baseline
   distill     teach a small student what a fine-tuned teacher knows
   evaluate    score a model on labelled rows
+  augment     write changed copies of rows, to train on
 """
 
 
@@ -123,6 +124,15 @@ def _evaluate(options: list[str]) -> None:
         print(f"{name:18}{value:9.4f}")
 
 
+def _augment(options: list[str]) -> None:
+    from tinybert.augment_files import AugmentArguments, augment_file
+
+    (arguments,) = _parse("augment", options, AugmentArguments)
+    made = augment_file(arguments)
+    print(f"{made.output}: {made.rows:,} rows and {made.copies:,} copies of them, {made.seconds:.0f} s")
+    print(f"Next: tinybert distill --augmented {made.output} ...")
+
+
 def _quickstart(options: list[str]) -> None:
     from tinybert.quickstart import QuickstartArguments, quickstart
 
@@ -135,4 +145,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "finetune": _finetune,
     "distill": _distill,
     "evaluate": _evaluate,
+    "augment": _augment,
 }

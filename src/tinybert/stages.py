@@ -2,14 +2,16 @@
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tinybert import models
+from tinybert.augment import AugmentSettings
+from tinybert.augment_files import AugmentArguments, AugmentJob
 from tinybert.closed_form import check_solvable, solve_student
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError
@@ -22,35 +24,15 @@ from tinybert.evaluation import (
     with_teacher_logits,
 )
 from tinybert.objective import DistillationLoss
+from tinybert.rows import DataArguments, checked_length, classes, load_rows, provenance
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.student import Start, StudentSize, calibration_rows, make_student, padded_batches
-from tinybert.tasks import Kind
 from tinybert.trainer import DistillationConfig, DistillationTrainer
 from tinybert.training import EncoderTrainer, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("intermediate", "prediction")
-
-
-@dataclass
-class DataArguments:
-    """Which rows, and how they are read."""
-
-    train: str = field(
-        metadata={"help": "Training rows: CSV, TSV, JSON(L), Parquet, a GLUE folder or a hub name."}
-    )
-    eval: str = field(metadata={"help": "Rows that choose the checkpoint, in the same form."})
-    text_columns: list[str] | None = field(
-        default=None, metadata={"help": "One or two text columns; found by the usual names unless given."}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Label column; found by the usual names unless given."}
-    )
-    kind: Kind | None = field(
-        default=None, metadata={"help": "classification or regression; told by the labels unless given."}
-    )
-    max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
 
 
 @dataclass
@@ -61,8 +43,8 @@ class FinetuneArguments(DataArguments):
 
 
 @dataclass
-class DistillArguments(DataArguments):
-    """Who teaches whom, and how long each stage lasts."""
+class DistillArguments(DataArguments, AugmentSettings):
+    """Who teaches whom, how long each stage lasts, and whether the rows are augmented."""
 
     teacher: str = field(kw_only=True, metadata={"help": "Fine-tuned teacher: a folder or a hub name."})
     student: str | None = field(
@@ -87,9 +69,22 @@ class DistillArguments(DataArguments):
     )
     prediction_learning_rate: float = field(default=1e-4, metadata={"help": "Its peak learning rate."})
     force: bool = field(default=False, metadata={"help": "Distil from a teacher no better than chance."})
+    augment: bool = field(
+        default=False, metadata={"help": "Train on augmented rows: --masked_lm, --word_vectors, --copies ..."}
+    )
+    augmented: str | None = field(
+        default=None, metadata={"help": "Train on these rows, made by tinybert augment, in place of --train."}
+    )
 
     def __post_init__(self) -> None:
-        """Settle how long the stages last; refuse what would silently train nothing."""
+        """Settle how long the stages last; refuse what would silently do nothing."""
+        super().__post_init__()
+        if not self.augment and (self.masked_lm or self.word_vectors or self.keep_if_teacher_agrees):
+            raise InputError(
+                "--masked_lm, --word_vectors and --keep_if_teacher_agrees are for --augment true: add it"
+            )
+        if self.augment and self.augmented:
+            raise InputError("--augment makes rows and --augmented names some ready made: give one of them")
         solved = self.student is None and self.init == "closed_form"
         if self.intermediate_epochs is None:
             self.intermediate_epochs = 1.0 if solved else 5.0
@@ -130,10 +125,10 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
         )
     run = Run(config, arguments, inputs=[arguments.model, arguments.train, arguments.eval])
     tokenizer = models.open_tokenizer(arguments.model)
-    train, held_out = _load_rows(arguments)
+    train, held_out = load_rows(arguments)
     set_seed(config.seed)
     model = models.new_classifier(arguments.model, train.label_names)
-    max_length = _checked_length(arguments.max_length, model)
+    max_length = checked_length(arguments.max_length, model)
     train_rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
     run.claim()
     trainer = EncoderTrainer(
@@ -147,7 +142,7 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     run.train("finetune", trainer)
     metrics = score(held_out, predict_logits(model, eval_rows, tokenizer, description="Evaluating"))
     figures = Figures("model", metrics, model.num_parameters(), file_size(model), run.seconds())
-    return run.finish(model, tokenizer, train.metric, (figures,), _provenance(train, held_out))
+    return run.finish(model, tokenizer, train.metric, (figures,), provenance(train=train, eval=held_out))
 
 
 def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Result:
@@ -165,19 +160,22 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     intermediate, prediction = _stage_configs(arguments, config)
     teacher = models.open_classifier(arguments.teacher)
     tokenizer = models.open_tokenizer(arguments.teacher)
-    train, held_out = _load_rows(arguments, teacher)
+    train, held_out = load_rows(arguments, teacher)
     student = _open_student(arguments, config, teacher, tokenizer)
-    max_length = _checked_length(arguments.max_length, teacher, student)
+    max_length = checked_length(arguments.max_length, teacher, student)
     rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
     teacher_logits = predict_logits(teacher, rows[1], tokenizer, description="Teacher")
     teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
-    work = _Distillation(run, teacher, student, tokenizer, *rows)
+    augmented = _Augmented(arguments, config, train)
     objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
     prediction_objective = prediction.objective(student, teacher, kind=train.kind)
     run.claim()
+    taught = augmented.rows(run.folder)
+    taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
+    work = _Distillation(run, teacher, student, tokenizer, taught_rows, rows[1])
     if not run.restore("intermediate", student):
         if arguments.student is None and arguments.init == "closed_form":
-            work.solve(config, held_out, objective)
+            work.solve(config, rows[0], held_out, objective)
         if objective is not None:
             work.intermediate(intermediate, objective)
     if arguments.prediction_epochs:
@@ -187,7 +185,48 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
         Figures("teacher", teacher_metrics, teacher.num_parameters(), file_size(teacher)),
         Figures("student", metrics, student.num_parameters(), file_size(student), run.seconds()),
     )
-    return run.finish(student, tokenizer, train.metric, figures, _provenance(train, held_out))
+    data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
+    return run.finish(student, tokenizer, train.metric, figures, data)
+
+
+class _Augmented:
+    """The rows a student is taught on: those given, or augmented ones; bad input is found when it is made."""
+
+    def __init__(self, arguments: DistillArguments, config: DistillationConfig, train: TaskData) -> None:
+        self._arguments, self._train = arguments, train
+        self._ready = None if arguments.augmented is None else self._load(arguments.augmented)
+        self._job = None
+        if arguments.augment:
+            names = {entry.name for entry in fields(AugmentArguments)} & {
+                entry.name for entry in fields(arguments)
+            }
+            settings = {name: getattr(arguments, name) for name in names}
+            self._job = AugmentJob(
+                AugmentArguments(
+                    **settings, data=arguments.train, output="augmented.parquet", seed=config.seed
+                )
+            )
+
+    def _load(self, path: str) -> TaskData:
+        return load_data(
+            path,
+            split="train",
+            text_columns=self._arguments.text_columns,
+            label_column=self._arguments.label_column,
+            kind=self._train.kind,
+            label_names=self._train.label_names or None,
+            name=self._arguments.train,
+        )
+
+    def rows(self, folder: Path) -> TaskData:
+        """Return the rows; make them in the run directory where none with the same settings are there."""
+        if self._job is None:
+            return self._ready or self._train
+        path = folder / "augmented" / f"{self._job.fingerprint}.parquet"
+        if not path.exists():
+            self._job.write(path)
+        self._job = None  # its models are not needed any more
+        return self._load(str(path))
 
 
 @dataclass(frozen=True)
@@ -202,11 +241,15 @@ class _Distillation:
     eval_rows: Dataset
 
     def solve(
-        self, config: DistillationConfig, held_out: TaskData, objective: DistillationLoss | None
+        self,
+        config: DistillationConfig,
+        rows: Dataset,
+        held_out: TaskData,
+        objective: DistillationLoss | None,
     ) -> None:
-        """Start the student in closed form, on a sample of the training texts."""
+        """Start the student in closed form, on a sample of rows as they were before augmentation."""
         started = time.monotonic()
-        batches = padded_batches(calibration_rows(self.train_rows, seed=config.seed), self.tokenizer)
+        batches = padded_batches(calibration_rows(rows, seed=config.seed), self.tokenizer)
         layer_map = config.layers_of_teacher(self.student, self.teacher)
         solved = solve_student(self.teacher, self.student, batches, layer_map, seed=config.seed)
         if objective is not None:
@@ -270,7 +313,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     """
     model = models.open_classifier(arguments.model)
     tokenizer = models.open_tokenizer(arguments.model)
-    kind, names = _classes(model)
+    kind, names = classes(model)
     rows = load_data(
         arguments.data,
         split="validation",
@@ -279,32 +322,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
         kind=kind,
         label_names=names or None,
     )
-    tokens = tokenize(rows, tokenizer, _checked_length(arguments.max_length, model))
+    tokens = tokenize(rows, tokenizer, checked_length(arguments.max_length, model))
     return score(rows, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
-
-
-def _load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) -> tuple[TaskData, TaskData]:
-    """Read the training and the eval rows; the teacher's classes are the classes where there is one."""
-    kind, names = _classes(teacher) if teacher is not None else (arguments.kind, ())
-    if arguments.kind not in (None, kind):
-        raise InputError(f"the teacher does {kind}, but --kind {arguments.kind} was given: leave it out")
-    columns: dict[str, Any] = {
-        "text_columns": arguments.text_columns,
-        "label_column": arguments.label_column,
-    }
-    train = load_data(arguments.train, split="train", kind=kind, label_names=names or None, **columns)
-    names = train.label_names
-    if train.kind == "classification" and len(names) < 2:
-        raise InputError(f"{arguments.train} has one class only, {names[0]!r}: there is nothing to learn")
-    held_out = load_data(
-        arguments.eval, split="validation", kind=train.kind, label_names=names or None, **columns
-    )
-    return train, held_out
-
-
-def _classes(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
-    names = models.label_names(model.config)
-    return ("classification" if names else "regression"), names
 
 
 def _open_student(
@@ -362,19 +381,6 @@ def _stage_configs(
     return intermediate, prediction
 
 
-def _checked_length(max_length: int, *readers: PreTrainedModel) -> int:
-    """Return ``max_length`` after checking that every model has that many positions."""
-    for reader in readers:
-        positions = reader.config.max_position_embeddings
-        padding = (
-            reader.config.pad_token_id if reader.config.model_type in ("roberta", "xlm-roberta") else None
-        )
-        positions -= 0 if padding is None else padding + 1  # RoBERTa counts positions from there
-        if not 3 <= max_length <= positions:
-            raise InputError(f"--max_length is {max_length}: it must be from 3 to {positions} here")
-    return max_length
-
-
 def _check_teacher(
     arguments: DistillArguments, data: TaskData, metrics: dict[str, float]
 ) -> dict[str, float]:
@@ -389,10 +395,3 @@ def _check_teacher(
         raise InputError(f"{complaint}, or add --force to go on")
     logger.warning("%s (going on, as --force says)", complaint)
     return metrics
-
-
-def _provenance(train: TaskData, held_out: TaskData) -> dict[str, dict[str, str]]:
-    return {
-        name: {"source": data.source, "rows": str(data.rows.num_rows), "fingerprint": data.fingerprint}
-        for name, data in (("train", train), ("eval", held_out))
-    }

@@ -23,6 +23,7 @@ of the loaded models; on CUDA the allocator's peak beyond what was held.
 
 import argparse
 import csv
+import importlib.util
 import json
 import multiprocessing
 import random
@@ -264,6 +265,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="also draw them to this file (matplotlib)")
     options = parser.parse_args()
     has_texts = options.data_dir is not None and options.tokenizer is not None
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "tinybert[report]"')
     options.rows = options.rows or [row for row in ROWS if has_texts or row.startswith("T=")]
     if not has_texts and not all(row.startswith("T=") for row in options.rows):
         parser.error("rows with texts need --data_dir and --tokenizer")

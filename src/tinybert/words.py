@@ -84,9 +84,10 @@ def in_case_of(original: str, word: str) -> str:
 def _is_joined(text: str, start: int, end: int) -> bool:
     """Return whether a word goes on past its ends: at a digit or, over a joining sign, at anything."""
     before, after = text[max(0, start - 2) : start][::-1], text[end : end + 2]
-    ending = before[:1] in _APOSTROPHES and end - start <= 2  # 's, 're, 'll: also where a space parts them
-    return (ending and before != "") or any(
-        beside[:1].isnumeric() or (beside[:1] in _JOINING and beside[1:].isalnum())
+    if before and before[0] in _APOSTROPHES and end - start <= 2:
+        return True  # 's, 're, 'll: also where a space parts them from their word
+    return any(
+        beside[0].isnumeric() or (beside[0] in _JOINING and beside[1:].isalnum())
         for beside in (before, after)
         if beside
     )

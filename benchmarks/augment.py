@@ -99,10 +99,11 @@ class Reference:
         ]
 
 
-def read_rows(data_dir: Path, name: str, count: int) -> list[Row]:
-    with open(data_dir / name / "train.tsv", encoding="utf-8", newline="") as file:
+def read_rows(options: argparse.Namespace, name: str, columns: Row) -> list[Row]:
+    with open(options.data_dir / name / "train.tsv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [tuple(row[column] for column in COLUMNS[name]) for row in random.Random(0).sample(rows, count)]
+    sample = random.Random(0).sample(rows, options.count)
+    return [tuple(row[column] for column in columns) for row in sample]
 
 
 def ours(
@@ -122,7 +123,7 @@ def measure(
     name: str, options: argparse.Namespace, model: Any, tokenizer: Any, vectors: Any
 ) -> dict[str, Any]:
     """Return rows/s of each way and the ratios to the reference's."""
-    rows = read_rows(options.data_dir, name, options.count)
+    rows = read_rows(options, name, COLUMNS[name])
     reference = Reference(model, tokenizer, vectors)
     draw, settings = random.Random(0), AugmentSettings()
     ways = {

@@ -362,6 +362,7 @@ def test_two_launched_processes_make_the_file_of_one(rows: str, masked_lm: str, 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert done.stdout.count("copies of them") == 1
 
 
 def test_digests_tell_texts_and_pairs_apart() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -148,7 +149,7 @@ class AugmentJob:
         if arguments.masked_lm is not None:
             model = models.open_masked_lm(arguments.masked_lm)
             masked_words = MaskedWords(
-                model.to(PartialState().device),  # type: ignore[arg-type]
+                model.to(_processes().device),  # type: ignore[arg-type]
                 models.open_tokenizer(arguments.masked_lm),
                 masked_share=arguments.masked_share,
                 tokens_per_batch=arguments.tokens_per_batch,
@@ -180,7 +181,7 @@ class AugmentJob:
         Returns:
             The rows that were there before, and their copies.
         """
-        state = PartialState()
+        state = _processes()
         parts = output.with_name(f".{output.name}.{self.fingerprint}.parts")
         parts.mkdir(parents=True, exist_ok=True)
         self.write_blocks(parts, state.process_index, state.num_processes)
@@ -259,7 +260,7 @@ class _Agreement:
                 "regression: leave it out"
             )
         self.tokenizer = models.open_tokenizer(str(arguments.teacher))
-        self.model.to(PartialState().device)  # type: ignore[arg-type]
+        self.model.to(_processes().device)  # type: ignore[arg-type]
         self.task, self.origin = task, job.source.origin
         self.least, self.max_length = arguments.keep_if_teacher_agrees, arguments.max_length
         self.column = find_label_column(
@@ -281,6 +282,14 @@ class _Agreement:
         probabilities = class_probabilities(self.model, self.tokenizer, texts, self.max_length)
         agrees = iter(probabilities[np.arange(len(texts)), wanted] >= self.least)
         return [[copy for copy in changed if next(agrees)] for changed in copies]
+
+
+def _processes() -> PartialState:
+    """Return which process this is among those that were launched, on CPUs too.
+
+    accelerate joins processes on CPUs only if it is told that there is nothing else.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _name(block: int) -> str:

@@ -125,10 +125,14 @@ def _evaluate(options: list[str]) -> None:
 
 
 def _augment(options: list[str]) -> None:
+    from accelerate import PartialState
+
     from tinybert.augment_files import AugmentArguments, augment_file
 
     (arguments,) = _parse("augment", options, AugmentArguments)
     made = augment_file(arguments)
+    if not PartialState().is_main_process:
+        return
     print(f"{made.output}: {made.rows:,} rows and {made.copies:,} copies of them, {made.seconds:.0f} s")
     print(f"Next: tinybert distill --augmented {made.output} ...")
 

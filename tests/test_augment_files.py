@@ -283,6 +283,7 @@ def test_distill_trains_on_rows_it_augments_and_on_rows_made_before(
         ({"masked_lm": "encoder"}, "has no masked-LM head .* or let word vectors serve all words"),
         ({"data": "hole.csv"}, "column 'text' is empty in row 9"),
         ({"data": "header.csv"}, "has no rows"),
+        ({"data": "twins.csv"}, "more than one column called 'text'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -300,6 +301,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     Path("rows.csv").write_text(Path(rows).read_text())
     write_csv(Path("hole.csv"), [("good", "yes")] * 8 + [("", "no")])
     Path("header.csv").write_text("text,label\n")
+    Path("twins.csv").write_text("text,text\na,b\n")
     before = sorted(os.listdir())
     given = {"data": "rows.csv", "masked_lm": masked_lm, "output": "out.csv"} | options
     command = ["augment"]
@@ -312,6 +314,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error)
     assert sorted(os.listdir()) == before
+
+
+def test_a_file_named_after_a_task_may_have_other_columns(rows: str, masked_lm: str, tmp_path: Path) -> None:
+    (tmp_path / "sst2.csv").write_text(Path(rows).read_text())
+    assert augment_file(settings(str(tmp_path / "sst2.csv"), masked_lm, tmp_path / "out.csv")).rows == 30
 
 
 def test_the_command_says_what_it_made(

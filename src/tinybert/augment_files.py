@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 
 from tinybert import models
 from tinybert.augment import Augmenter, AugmentSettings
-from tinybert.data import class_ids, read_texts
+from tinybert.data import class_ids, find_texts, read_texts
 from tinybert.errors import InputError
 from tinybert.evaluation import class_probabilities
 from tinybert.masked_words import MaskedWords
 from tinybert.tables import OUTPUT_ENDINGS, open_source, open_writer
-from tinybert.tasks import Task, find_label_column, find_task, find_text_columns
+from tinybert.tasks import Task, find_label_column
 from tinybert.training import bf16_is_fast
 from tinybert.word_vectors import WordVectors, read_word_vectors
 
@@ -112,10 +112,7 @@ class AugmentJob:
         """Read the rows once, to count and check them before any time is spent."""
         self.arguments = arguments
         self.source = open_source(arguments.data, "train")
-        task = find_task(self.source.name)
-        self.columns = find_text_columns(
-            self.source.schema.names, arguments.text_columns, task, self.source.origin
-        )
+        self.columns, task = find_texts(self.source, arguments.text_columns)
         self.filter = None if arguments.keep_if_teacher_agrees is None else _Agreement(arguments, self, task)
         self.rows, self._originals, content = self._survey()
         self.augmenter = self._make_augmenter()

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinybert.errors import InputError
 from tinybert.tables import ENDINGS as ENDINGS
-from tinybert.tables import one_line, open_source
+from tinybert.tables import Source, one_line, open_source
 from tinybert.tasks import (
     Kind,
     Task,
@@ -86,17 +86,13 @@ def load_data(
     Raises:
         InputError: The source cannot be read, or a column, text or label is missing or cannot be understood.
     """
-    table, origin, task = _read(source, split, name)
+    opened = open_source(source, split)
+    table = pa.concat_tables([opened.schema.empty_table(), *opened.tables(_PIECE_ROWS)])
+    origin = opened.origin
     if table.num_rows == 0:
         raise InputError(f"{origin} has no rows: expected a header and at least one row")
-    names = table.column_names
-    twins = [name for name, count in Counter(names).items() if count > 1]
-    if twins:
-        raise InputError(f"{origin} has more than one column called {listed(twins)}: rename or remove them")
-    if task is not None and not set(task.text_columns) <= set(names):
-        task = None
-    texts = find_text_columns(names, text_columns, task, origin)
-    label = find_label_column(names, label_column, texts, require_labels, origin)
+    texts, task = find_texts(opened, text_columns, name)
+    label = find_label_column(table.column_names, label_column, texts, require_labels, origin)
     keys = zip(("text", "text_pair"), texts, strict=False)
     columns = {key: read_texts(table, column, origin) for key, column in keys}
     given = tuple(label_names) if label_names is not None else None
@@ -186,12 +182,27 @@ def split_rows(data: TaskData, sizes: Mapping[str, int | None], seed: int) -> di
     return parts
 
 
-def _read(
-    source: str | os.PathLike[str], split: str | None, name: str | None
-) -> tuple[pa.Table, str, Task | None]:
-    opened = open_source(source, split)
-    table = pa.concat_tables([opened.schema.empty_table(), *opened.tables(_PIECE_ROWS)])
-    return table, opened.origin, find_task(name or opened.name)
+def find_texts(
+    source: Source, text_columns: Sequence[str] | None, name: str | None = None
+) -> tuple[tuple[str, ...], Task | None]:
+    """Return the text columns of a source, and the known task that it is of, if any.
+
+    Args:
+        source: An opened source.
+        text_columns: The user's choice.
+        name: What tells the task, for rows that were copied from a source of that name.
+
+    Raises:
+        InputError: The columns are not there, or two have the same name.
+    """
+    names, origin = source.schema.names, source.origin
+    twins = [name for name, count in Counter(names).items() if count > 1]
+    if twins:
+        raise InputError(f"{origin} has more than one column called {listed(twins)}: rename or remove them")
+    task = find_task(name or source.name)
+    if task is not None and not set(task.text_columns) <= set(names):
+        task = None
+    return find_text_columns(names, text_columns, task, origin), task
 
 
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:

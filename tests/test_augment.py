@@ -159,6 +159,14 @@ def test_title_case_finds_its_lower_case_vector_and_comes_back() -> None:
         assert all(word[0].istitle() or not word[0].isalpha() for word in exchange.candidates)
 
 
+def test_an_accent_written_apart_makes_no_other_word() -> None:
+    """\u00e9, and e with its accent after it, are one letter: one for the other would be no exchange."""
+    (exchange,) = AUGMENTERS["both"].exchanges(["cafe\u0301"])["cafe\u0301"]
+    assert (exchange.start, exchange.end) == (0, 5)
+    assert "café" not in exchange.candidates
+    assert exchange.candidates == AUGMENTERS["both"].exchanges(["café"])["café"][0].candidates
+
+
 def test_stop_words_come_from_a_file(tmp_path: Any) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n".join(["Film", "", "кино"]), encoding="utf-8")

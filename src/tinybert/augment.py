@@ -5,6 +5,7 @@ piece, word vectors for the rest; each copy exchanges each word with probability
 """
 
 import random
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tinybert.errors import InputError
 from tinybert.masked_words import MaskedWords
 from tinybert.word_vectors import WordVectors
-from tinybert.words import Word, in_case_of, words_of
+from tinybert.words import Word, folded, in_case_of, words_of
 
 # Texts whose words are remembered from one batch to the next.
 _REMEMBERED = 10_000
@@ -91,7 +92,7 @@ class AugmentSettings:
         self.words_left_alone()
 
     def words_left_alone(self) -> frozenset[str]:
-        """Return the stop words, case folded.
+        """Return the stop words, as ``words.folded`` has them.
 
         Raises:
             InputError: The file cannot be read.
@@ -107,7 +108,7 @@ class AugmentSettings:
                 f"--stop_words {self.stop_words} cannot be read ({error}): give 'english', 'none' or a file "
                 "with a word a line"
             ) from error
-        return frozenset(line.strip().casefold() for line in lines if line.strip())
+        return frozenset(folded(line.strip()) for line in lines if line.strip())
 
 
 class Augmenter:
@@ -226,15 +227,15 @@ class Augmenter:
             for (read, words), lists in zip(asked, answers, strict=True):
                 candidates[read.text] |= dict(zip(words, lists, strict=True))
         if self.word_vectors is not None:
-            spelled = [text[word.start : word.end] for text, word in others]
+            spelled = [unicodedata.normalize("NFC", text[word.start : word.end]) for text, word in others]
             nearest = self.word_vectors.nearest(spelled, self.settings.candidates)
             for (text, word), spelling in zip(others, spelled, strict=True):
-                fitting = (near for near in nearest[spelling] if near.casefold() not in self.left_alone)
+                fitting = (near for near in nearest[spelling] if folded(near) not in self.left_alone)
                 candidates[text][word] = sorted(fitting)
         return {text: tuple(_exchanges(text, found)) for text, found in candidates.items()}
 
     def _exchangeable(self, text: str, words: Sequence[Word]) -> list[Word]:
-        return [word for word in words if text[word.start : word.end].casefold() not in self.left_alone]
+        return [word for word in words if folded(text[word.start : word.end]) not in self.left_alone]
 
 
 def _exchanges(text: str, candidates: Mapping[Word, Sequence[str]]) -> Iterator[Exchange]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinybert.words import Word, is_word, words_of
+from tinybert.words import Word, folded, is_word, words_of
 
 # No window over a longer text is wider: the cost of attention grows with its square.
 _WIDEST_WINDOW = 512
@@ -76,7 +76,7 @@ class MaskedWords:
         self._bare = self._whole_words("")
         self._same: dict[str, list[int]] = defaultdict(list)
         for piece in (self._spaced | self._bare).nonzero().flatten().tolist():
-            self._same[self._surfaces[piece].casefold()].append(piece)
+            self._same[folded(self._surfaces[piece])].append(piece)
 
     def _whole_words(self, before: str) -> Tensor:
         """Return which pieces (V,) stand for a word when it follows ``before``: what tokenises back is one.
@@ -127,7 +127,7 @@ class MaskedWords:
         Args:
             asked: Texts, each with some of its words of one piece.
             count: K, how many candidates a word.
-            never: Words that are not proposed, case folded.
+            never: Words that are not proposed, as ``words.folded`` has them.
 
         Returns:
             For each text, for each of its words, at most ``count`` words in alphabetical order: whole words
@@ -166,7 +166,7 @@ class MaskedWords:
                 masks = {}
                 for word in inside[turn::copies]:
                     at = word.first - start + len(self._before)
-                    masks[word] = _Mask(at, ids[at], text.text[word.start : word.end].casefold())
+                    masks[word] = _Mask(at, ids[at], folded(text.text[word.start : word.end]))
                     ids[at] = self.tokenizer.mask_token_id  # type: ignore[call-overload]
                 yield tuple(ids), masks
 

@@ -30,6 +30,11 @@ def is_word(text: str) -> bool:
     )
 
 
+def folded(word: str) -> str:
+    """Return a word's form that does not depend on letter case, nor on how its accents are encoded."""
+    return unicodedata.normalize("NFC", word).casefold()
+
+
 class Word(NamedTuple):
     """Where a word stands: ``text[start:end]``, and its tokens ``[first:last]``."""
 

@@ -28,6 +28,7 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     BertTokenizerFast,
     DistilBertConfig,
@@ -96,6 +97,12 @@ def tiny_encoder() -> Callable[..., PreTrainedModel]:
 def encoder(request: pytest.FixtureRequest, tiny_encoder: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """One random encoder of each supported family."""
     return tiny_encoder(request.param)
+
+
+def make_masked_lm(seed: int = 0) -> PreTrainedModel:
+    """Make a random masked language model over ``PIECES``."""
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 40}
+    return randomise(BertForMaskedLM(BertConfig(**_SHARED | shape)), seed)
 
 
 @pytest.fixture(scope="session")

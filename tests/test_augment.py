@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import BertTokenizerFast
 
-from conftest import BAD, FILLERS, GOOD, PIECES, randomise
+from conftest import BAD, FILLERS, GOOD, PIECES, make_masked_lm
 from tinybert.augment import Augmenter, AugmentSettings
 from tinybert.errors import InputError
 from tinybert.masked_words import MaskedWords
@@ -29,17 +29,8 @@ VECTORS = WordVectors(
 
 
 def make_masked_words(share: float = 0.1, budget: int = 2048) -> MaskedWords:
-    config = BertConfig(
-        vocab_size=len(PIECES),
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        num_hidden_layers=1,
-        hidden_size=32,
-        intermediate_size=40,
-    )
     tokenizer = BertTokenizerFast(vocab={piece: place for place, piece in enumerate(PIECES)})
-    model = randomise(BertForMaskedLM(config))
-    return MaskedWords(model, tokenizer, masked_share=share, tokens_per_batch=budget, positions=64)
+    return MaskedWords(make_masked_lm(), tokenizer, masked_share=share, tokens_per_batch=budget, positions=64)
 
 
 MASKED_WORDS = make_masked_words()

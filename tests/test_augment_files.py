@@ -15,16 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForMaskedLM,
-    BertTokenizerFast,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast, PreTrainedModel
 
 import tinybert.augment_files
-from conftest import PIECES, QUICK, randomise, toy_rows, write_csv
+from conftest import QUICK, make_masked_lm, toy_rows, write_csv
 from tinybert.augment_files import AugmentArguments, AugmentJob, augment_file
 from tinybert.cli import main
 from tinybert.errors import InputError
@@ -38,15 +32,7 @@ Save = Callable[[PreTrainedModel, Path], Path]
 
 @pytest.fixture(scope="module")
 def masked_lm(tmp_path_factory: pytest.TempPathFactory, save_model: Save) -> str:
-    config = BertConfig(
-        vocab_size=len(PIECES),
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        num_hidden_layers=1,
-        hidden_size=32,
-        intermediate_size=40,
-    )
-    return str(save_model(randomise(BertForMaskedLM(config)), tmp_path_factory.mktemp("mlm")))
+    return str(save_model(make_masked_lm(), tmp_path_factory.mktemp("mlm")))
 
 
 @pytest.fixture(scope="module")

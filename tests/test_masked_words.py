@@ -21,7 +21,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from conftest import BAD, FILLERS, GOOD, PIECES, randomise
+from conftest import BAD, FILLERS, GOOD, PIECES, make_masked_lm, randomise
 from tinybert.masked_words import MaskedWords
 
 _SHAPE: dict[str, Any] = {
@@ -50,7 +50,7 @@ TEXTS = ["the film was very good", "A dull plot, a poor cast.", "great", "films 
 
 @pytest.fixture(scope="module")
 def masked_lm() -> PreTrainedModel:
-    return randomise(FAMILIES["bert"]())
+    return make_masked_lm()
 
 
 def words_of(masked_words: MaskedWords, texts: Sequence[str]) -> list[Any]:
@@ -193,7 +193,7 @@ def _masked_words() -> MaskedWords:
         from transformers import BertTokenizerFast
 
         tokenizer = BertTokenizerFast(vocab={piece: place for place, piece in enumerate(PIECES)})
-        _made.append(MaskedWords(randomise(FAMILIES["bert"]()), tokenizer))
+        _made.append(MaskedWords(make_masked_lm(), tokenizer))
     return _made[0]
 
 

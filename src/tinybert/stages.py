@@ -166,11 +166,11 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
     teacher_logits = predict_logits(teacher, rows[1], tokenizer, description="Teacher")
     teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
-    augmented = _Augmented(arguments, config, train)
+    taught_on = _TaughtRows(arguments, config, train)
     objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
     prediction_objective = prediction.objective(student, teacher, kind=train.kind)
     run.claim()
-    taught = augmented.rows(run.folder)
+    taught = taught_on.rows(run.folder)
     taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
     work = _Distillation(run, teacher, student, tokenizer, taught_rows, rows[1])
     if not run.restore("intermediate", student):
@@ -189,7 +189,7 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     return run.finish(student, tokenizer, train.metric, figures, data)
 
 
-class _Augmented:
+class _TaughtRows:
     """The rows a student is taught on: those given, or augmented ones; bad input is found when it is made."""
 
     def __init__(self, arguments: DistillArguments, config: DistillationConfig, train: TaskData) -> None:

@@ -193,7 +193,7 @@ class AugmentJob:
 
     def write_blocks(self, parts: Path, process: int, processes: int) -> None:
         """Make one process's share of the blocks, each written whole or not at all."""
-        share = range(process, -(-self.rows // BLOCK), processes)
+        share = range(process, self._blocks, processes)
         todo = {block for block in share if not (parts / _name(block)).exists()}
         done = sum(self._rows_of(block) for block in share if block not in todo)
         total = sum(map(self._rows_of, share))
@@ -204,6 +204,10 @@ class AugmentJob:
                     pa.parquet.write_table(self._augment(table, block * BLOCK), part)
                     os.replace(part, parts / _name(block))
                     bar.update(table.num_rows)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.rows // BLOCK)
 
     def _rows_of(self, block: int) -> int:
         return min(BLOCK, self.rows - block * BLOCK)
@@ -229,7 +233,7 @@ class AugmentJob:
         written = output.with_name(f".writing.{output.name}")
         try:
             with open_writer(written) as writer:
-                for block in range(-(-self.rows // BLOCK)):
+                for block in range(self._blocks):
                     table = pa.parquet.read_table(parts / _name(block))
                     is_copy = table[_IS_COPY].to_numpy()
                     digests = _digests(self.texts(table, 0))

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, one_line
 from tinybert.tables import ENDINGS as ENDINGS
-from tinybert.tables import Source, one_line, open_source
+from tinybert.tables import Source, open_source
 from tinybert.tasks import (
     Kind,
     Task,

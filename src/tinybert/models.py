@@ -1,28 +1,33 @@
 """Opening model folders and hub names safely: configuration, weights and tokenizer, or one clear line."""
 
 import hashlib
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, one_line
 
 _CLASSIFIER = "ForSequenceClassification"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+_BERT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_PROJECTION = re.compile(r"fit_dense(s\.\d+)?\.weight")
 
 
 def _check_source(source: str) -> None:
@@ -36,37 +41,73 @@ def _check_source(source: str) -> None:
         raise InputError(f"there is no model folder {source}: give an existing folder or a hub name")
 
 
+def _find_file(source: str, name: str) -> Path | None:
+    if Path(source).is_dir():
+        path = Path(source, name)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:  # not on the hub or, offline, not in the cache
+        return None
+
+
 def open_config(source: str) -> PreTrainedConfig:
-    """Read a model's configuration.
+    """Read a model's configuration; one that names no type is BERT's if it has what BERT needs.
+
+    The TinyBERT checkpoints that the paper's authors published name none.
 
     Raises:
         InputError: No such folder or hub name, a damaged file, or a model that brings its own code.
     """
     _check_source(source)
     try:
-        # False, not the default None, which would ask on the terminal whether to run it.
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+        lacking = [name for name in _BERT_FIELDS if name not in fields]
+        if "model_type" in fields:
+            # False, not the default None, which would ask on the terminal whether to run it.
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        elif lacking:
+            # Not AutoConfig's to guess: some versions of it go by the folder's name.
+            raise ValueError(
+                f"config.json has no model_type and, to be BERT's, no {', '.join(lacking)}: add it"
+            )
+        else:
+            config = BertConfig.from_pretrained(source)
     except Exception as error:  # of the network, of JSON, of the hub's and the configuration's own checks
-        raise InputError(f"cannot open the model {source}: {_one_line(error)}") from error
+        raise InputError(f"cannot open the model {source}: {one_line(error)}") from error
     if getattr(config, "auto_map", None):
         raise InputError(f"the model {source} needs code of its own, which is never run: use a stock model")
     return config
 
 
 def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer.
+    """Load a fast tokenizer; where there is but a ``vocab.txt``, its pieces tell whether it has upper case.
 
     Raises:
         InputError: The folder has none, or it cannot be read.
     """
-    _check_source(source)
+    config = open_config(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=config, trust_remote_code=False, **_letter_case(source)
+        )
     except Exception as error:  # tokenizers raises bare Exception on damaged files
-        raise InputError(f"cannot load the tokenizer of {source}: {_one_line(error)}") from error
+        raise InputError(f"cannot load the tokenizer of {source}: {one_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{source} has no tokenizer: copy tokenizer.json or vocab.txt into the folder")
     return tokenizer
+
+
+def _letter_case(source: str) -> dict[str, bool]:
+    """Say what the files of a tokenizer leave open; transformers would lower all texts."""
+    if _find_file(source, "tokenizer_config.json") or _find_file(source, "tokenizer.json"):
+        return {}
+    vocabulary = _find_file(source, "vocab.txt")
+    if vocabulary is None:
+        return {}
+    # Pieces such as [CLS] are upper case in every vocabulary.
+    pieces = [piece for piece in vocabulary.read_text("utf-8").split() if not piece.startswith("[")]
+    return {"do_lower_case": all(piece == piece.lower() for piece in pieces)}
 
 
 def _load(
@@ -83,9 +124,9 @@ def _load(
             **kwargs,
         )
     except Exception as error:  # safetensors, pickle and torch each have their own errors for damaged files
-        raise InputError(f"cannot load the weights of {source}: {_one_line(error)}") from error
+        raise InputError(f"cannot load the weights of {source}: {one_line(error)}") from error
     # A head may be new; an encoder with holes would train from noise without a word.
-    prefix = model.base_model_prefix + "."
+    prefix = "" if model.base_model is model else model.base_model_prefix + "."
     missing = [name for name in report["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
     if missing:
         raise InputError(f"the weights of {source} lack {len(missing)} encoder tensors such as {missing[0]}")
@@ -140,6 +181,55 @@ def new_classifier(source: str, label_names: tuple[str, ...]) -> PreTrainedModel
     config.label2id = {name: index for index, name in config.id2label.items()}
     config.problem_type = "single_label_classification" if label_names else "regression"
     return _load(AutoModelForSequenceClassification, source, config, ignore_mismatched_sizes=True)
+
+
+def read_projections(source: str, layers: int) -> list[Tensor] | None:
+    """Read the projections that a checkpoint of the authors' code holds, as the published ones do.
+
+    They lie beside the encoder: one ``fit_dense`` for all layers or, later, ``fit_denses.0`` to
+    ``fit_denses.M``. Their biases are left out: equations 8 and 9 have none.
+
+    Args:
+        source: A folder or a hub name.
+        layers: M, the layers of the student.
+
+    Returns:
+        W (d', d) of layers 0..M, 0 being the embeddings, in H_S W ~ H_T; None where there are none, or where
+        the weights lie in several files.
+
+    Raises:
+        InputError: There are more or fewer than M + 1, or the weights cannot be read.
+    """
+    _check_source(source)
+    try:
+        weights = _read_weights(source, _PROJECTION)  # of linear layers: (d, d')
+        found = {name: weight.T.float().clone() for name, weight in weights.items()}
+    except Exception as error:  # as many kinds as in _load
+        raise InputError(f"cannot read the projections of {source}: {one_line(error)}") from error
+    shared = found.pop("fit_dense.weight", None)
+    names = [f"fit_denses.{layer}.weight" for layer in range(layers + 1)]
+    if not found:
+        return None if shared is None else [shared] * len(names)
+    if found.keys() != set(names):
+        raise InputError(
+            f"{source} has {len(found)} projections (fit_denses), where {layers} layers and the embeddings "
+            f"need {len(names)}: it is damaged, or its config.json is of another model"
+        )
+    return [found[name] for name in names]
+
+
+def _read_weights(source: str, wanted: re.Pattern[str]) -> dict[str, Tensor]:
+    """Read some weights by their names, and as little else as the file's format allows."""
+    path = _find_file(source, "model.safetensors")
+    if path is not None:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in filter(wanted.fullmatch, file.keys())}
+    path = _find_file(source, "pytorch_model.bin")
+    if path is None:
+        return {}
+    # What PyTorch wrote before 1.6 (2020) is no zip file, and cannot be mapped into memory.
+    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {name: weights[name] for name in filter(wanted.fullmatch, weights)}
 
 
 def label_names(config: PreTrainedConfig) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, one_line
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 OUTPUT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".json")
@@ -106,12 +106,6 @@ def open_source(source: str | os.PathLike[str], split: str | None = None) -> Sou
             yield from read(rows)
 
     return Source(str(path), str(path.absolute()), schema, parts)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, for a one-line message: without line breaks, and not for ever."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _format(path: Path) -> str:

@@ -24,7 +24,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, one_line
 from tinybert.words import is_word
 
 logger = logging.getLogger(__name__)
@@ -189,11 +189,7 @@ def read_word_vectors(path: str) -> WordVectors:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read ({_one_line(error)}): {_FORMATS}") from error
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read ({one_line(error)}): {_FORMATS}") from error
 
 
 def _has_direction(rows: np.ndarray) -> np.ndarray:
@@ -381,9 +377,9 @@ class _Unpickler(pickle.Unpickler):
             return SimpleNamespace  # holds attributes, and nothing can be changed about the class
         if _ARRAY_NAMES.fullmatch(f"{module}.{name}"):
             return _Told
-        wanted = _one_line(f"{module}.{name}")
+        wanted = f"{module}.{name}"
         how = "with gensim, load it and write its vectors by save_word2vec_format('vectors.bin', binary=True)"
-        raise InputError(f"it asks for {wanted}, which is never run: {how}")
+        raise InputError(f"it asks for {wanted!r:.200}, which is never run: {how}")
 
 
 def _read_gensim(file: Path) -> tuple[Sequence[str], np.ndarray]:
@@ -397,4 +393,4 @@ def _read_gensim(file: Path) -> tuple[Sequence[str], np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle raises anything
-        raise InputError(f"not gensim's KeyedVectors, or damaged ({_one_line(error)}): {_FORMATS}") from error
+        raise InputError(f"not gensim's KeyedVectors, or damaged ({one_line(error)}): {_FORMATS}") from error

@@ -15,7 +15,6 @@ from tinybert.run_directory import (
     Figures,
     Result,
     Run,
-    _last_checkpoint,
     check_claimable,
     write_whole,
 )
@@ -152,17 +151,6 @@ def test_writing_needs_nothing_outside_the_folder(tmp_path: Path, monkeypatch: p
     assert all(Path(path).is_relative_to(target) for pair in used for path in pair)
     assert [path.name for path in target.iterdir()] == ["model"]
     assert [path.name for path in tmp_path.iterdir()] == ["mount"]
-
-
-def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
-    """Interrupted while saving, a run resumes from the checkpoint before, not from half a one."""
-    assert _last_checkpoint(tmp_path / "nothing") is None
-    for step in (9, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if step < 11:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "finished").mkdir()
-    assert _last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_the_table_shows_each_model_once_with_its_metric_in_percent() -> None:

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from accelerate import PartialState
 from safetensors.torch import load_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from tinybert.errors import InputError
+from tinybert.checkpoints import last_whole
+from tinybert.errors import InputError, Stopped
+from tinybert.training import EncoderTrainer
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -54,21 +54,22 @@ class Result:
 
     Attributes:
         output_dir: The run directory.
-        metric: The metric that counts for this task.
+        metric: The metric that counts here; None where nothing was evaluated.
         figures: The models to compare; the one that was made is the last.
     """
 
     output_dir: Path
-    metric: str
+    metric: str | None
     figures: tuple[Figures, ...]
 
     def table(self) -> str:
         """Return the models side by side as text, their metric in percent."""
-        lines = [f"{'':10}{self.metric:>18}{'parameters':>14}{'file':>12}{'time':>9}"]
+        lines = [f"{'':10}{self.metric or '':>18}{'parameters':>14}{'file':>12}{'time':>9}"]
         for row in self.figures:
+            score = "" if self.metric is None else f"{100 * row.metrics[self.metric]:.2f}"
             seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
             lines.append(
-                f"{row.name:10}{100 * row.metrics[self.metric]:18.2f}{row.parameters / 1e6:12.2f} M"
+                f"{row.name:10}{score:>18}{row.parameters / 1e6:12.2f} M"
                 f"{row.file_size / 1e6:9.1f} MB{seconds:>9}"
             )
         return "\n".join(lines)
@@ -176,23 +177,42 @@ class Run:
         """Return where a stage keeps its checkpoints."""
         return self.folder / CHECKPOINTS / stage
 
-    def stage_config(self, stage: str, config: Config, *, best: str) -> Config:
-        """Return a stage's training arguments: evaluated and saved each epoch, the best by a metric kept."""
+    def stage_config(
+        self, stage: str, config: Config, *, best: str | None, strategy: Literal["epoch", "steps"] = "epoch"
+    ) -> Config:
+        """Return a stage's training arguments: evaluated and saved each epoch, or every ``save_steps``.
+
+        The best by the metric ``best`` is kept; without one there is no evaluation.
+        """
         return replace(
             config,
             output_dir=str(self.stage_folder(stage)),
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            load_best_model_at_end=True,
+            eval_strategy="no" if best is None else strategy,
+            eval_steps=config.save_steps,
+            save_strategy=strategy,
+            load_best_model_at_end=best is not None,
             metric_for_best_model=best,
             greater_is_better=best != "loss",
         )
 
-    def train(self, stage: str, trainer: Trainer) -> None:
-        """Train a stage, from its last checkpoint where the run is resumed, and note how it went."""
+    def last_checkpoint(self, stage: str) -> Path | None:
+        """Return the checkpoint that a resumed run goes on from: the stage's last one that is whole."""
+        return last_whole(self.stage_folder(stage)) if self.resume else None
+
+    def train(self, stage: str, trainer: EncoderTrainer) -> None:
+        """Train a stage, from its last checkpoint where the run is resumed, and note how it went.
+
+        Raises:
+            Stopped: SIGTERM ended the training; it can go on from the checkpoint that was written.
+        """
         started = time.monotonic()
-        checkpoint = _last_checkpoint(self.stage_folder(stage)) if self.resume else None
-        trainer.train(resume_from_checkpoint=checkpoint)
+        checkpoint = self.last_checkpoint(stage)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.stopped:
+            raise Stopped(
+                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} ({stage}), all "
+                f"kept in {self.folder}: the same command with --resume_from_checkpoint true goes on"
+            )
         self.stages[stage] = {
             "seconds": round(time.monotonic() - started, 1),
             "steps": trainer.state.global_step,
@@ -223,7 +243,7 @@ class Run:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        metric: str,
+        metric: str | None,
         figures: tuple[Figures, ...],
         data: dict[str, dict[str, str]],
     ) -> Result:
@@ -233,7 +253,7 @@ class Run:
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(_model_card(result), encoding="utf-8")
+            (folder / "README.md").write_text(_model_card(result, model), encoding="utf-8")
             (folder / RECORD).write_text(json.dumps(self._record(result, data), indent=2, default=str) + "\n")
 
         if self.is_main:
@@ -257,25 +277,26 @@ class Run:
         }
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint that is whole: one that was being written has no trainer state yet."""
-    whole = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
-def _model_card(result: Result) -> str:
+def _model_card(result: Result, model: PreTrainedModel) -> str:
     """Return the README.md of a model folder: the Hub's metadata, the figures, how to load it."""
-    made = result.figures[-1]
-    name = result.output_dir.resolve().name
+    name, made = result.output_dir.resolve().name, result.figures[-1]
+    kind = type(model).__name__
+    if "SequenceClassification" in kind:
+        task = "text-classification"
+    else:
+        task = "fill-mask" if "MaskedLM" in kind else "feature-extraction"
+    score = "."
+    if result.metric is not None:
+        score = f"; `{result.metric}` on held-out text {100 * made.metrics[result.metric]:.2f}:"
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {task}
 tags: [tinybert, distillation]
 ---
 
 # {name}
 
-Made with tinybert. `{result.metric}` on the eval rows, {100 * made.metrics[result.metric]:.2f}:
+Made with tinybert{score}
 
 ```
 {result.table()}
@@ -284,7 +305,7 @@ Made with tinybert. `{result.metric}` on the eval rows, {100 * made.metrics[resu
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="{name}")
+model = pipeline("{task}", model="{name}")
 ```
 
 How it was made, with versions, seeds and data fingerprints: `run.json`.

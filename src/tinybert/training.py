@@ -1,17 +1,28 @@
-"""Training encoders on text with the Hugging Face Trainer: settings that suit, batches by tokens."""
+"""Training encoders on text with the Hugging Face Trainer: batches by tokens, checkpoints that survive."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
 
-from tinybert.errors import InputError
+from tinybert.checkpoints import aside, checkpoint_name, clear_aside, last_whole, publish
+from tinybert.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 
 def bf16_is_fast() -> bool:
@@ -38,7 +49,9 @@ class TrainingConfig(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size a device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size a device."})
     logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept: the last ones, the best among them or beside them."}
+    )
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their share if below 1."})
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "group_by_length batches like with like: less padding."}
@@ -63,7 +76,15 @@ class TrainingConfig(TrainingArguments):
             self.bf16 = not self.fp16 and bf16_is_fast()
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers asks for it in so many words
+        self.logging_nan_inf_filter = False  # training stops there instead
+        self.dataloader_pin_memory = (
+            self.dataloader_pin_memory and torch.cuda.is_available()
+        )  # or torch warns
         super().__post_init__()
+        if self.n_gpu > 1:
+            # transformers would split batches over threads, which see each other's captured states.
+            logger.warning("using 1 of %d GPUs: accelerate launch -m tinybert ... uses all", self.n_gpu)
+            self._n_gpu = 1
 
 
 class TokenBatchSampler(Sampler[list[int]]):
@@ -136,18 +157,101 @@ class _SeededByEpoch(Sampler[int]):
 
 
 class EncoderTrainer(Trainer):
-    """A Trainer whose batches depend on seed and epoch alone, and may keep to ``tokens_per_batch``."""
+    """A Trainer that survives: whole checkpoints, a stop at SIGTERM or at a loss that is no number.
+
+    Its batches depend on seed and epoch alone, and may keep to ``tokens_per_batch``.
+
+    Attributes:
+        stopped: Whether SIGTERM ended the training, with a checkpoint of the step it was at.
+    """
 
     args: TrainingConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make a Trainer that listens to SIGTERM while it trains."""
+        super().__init__(*args, **kwargs)
+        self.stopped = False
+        self._is_saving = False
+        self.add_callback(_StopCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, and give the model's ``forward`` back as it was.
 
         accelerate leaves its autocast around it: scores would be bfloat16's from there on.
         """
-        result = super().train(*args, **kwargs)
+        with _sigterm(self):
+            result = super().train(*args, **kwargs)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return result
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and the end of training after the step under way."""
+        self.stopped = True
+
+    def parts_of_step(self) -> Mapping[str, Tensor]:
+        """Return the parts of the last batch's loss by name, where there are any."""
+        return {}
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Take the gradient of one batch.
+
+        Raises:
+            InputError: The loss is no number; the weights are still those of the step before.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            parts = self.parts_of_step().items()
+            wrong = [f"{name} is {part.item()}" for name, part in parts if not torch.isfinite(part)]
+            raise InputError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} "
+                f"({', '.join(wrong) or 'all of it'}): lower the learning rate; {self._way_back()}"
+            )
+        return loss
+
+    def _way_back(self) -> str:
+        last = last_whole(Path(str(self.args.output_dir)))
+        if last is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {last}, and --resume_from_checkpoint true goes on from there"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, then move it to its place whole.
+
+        Raises:
+            InputError: It cannot be written, or a weight is no number; earlier checkpoints are untouched.
+        """
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        model = self.accelerator.unwrap_model(model)
+        broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise InputError(f"the weight {broken[0]} is no number at step {step}; {self._way_back()}")
+        if self.args.should_save:
+            clear_aside(folder)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.state.best_global_step == step:
+                self.state.best_model_checkpoint = str(folder / checkpoint_name(step))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(aside(folder) / checkpoint_name(step) / TRAINER_STATE_NAME))
+                publish(folder, step)
+        except Exception as error:  # safetensors and torch have their own for a disk that is full
+            clear_aside(folder)
+            raise InputError(
+                f"cannot write the checkpoint of step {step} in {folder} ({one_line(error)}): make room; "
+                f"{self._way_back()}"
+            ) from error
+        finally:
+            self._is_saving = False
+        if self.args.should_save:
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(aside(Path(folder))) if self._is_saving else folder
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Cover the whole of ``compute_loss``: accelerate covers the trained model alone, no teacher."""
@@ -186,3 +290,34 @@ class EncoderTrainer(Trainer):
         return prepare_data_loader(
             loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
         )
+
+
+class _StopCallback(TrainerCallback):
+    """Turns a request to stop into a checkpoint and the end of training, in all processes at one step."""
+
+    def __init__(self, trainer: EncoderTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.accelerator.num_processes > 1:
+            asked = torch.tensor(float(trainer.stopped), device=trainer.args.device)
+            trainer.stopped = bool(trainer.accelerator.reduce(asked, "sum") > 0)
+        if trainer.stopped:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    on_evaluate = on_step_end
+
+
+@contextmanager
+def _sigterm(trainer: EncoderTrainer) -> Iterator[None]:
+    """Let SIGTERM stop a training; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,13 +2,16 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AlbertConfig, AlbertModel, MPNetConfig, MPNetModel, PreTrainedModel
 
+from conftest import make_masked_lm, randomise
+from test_masked_words import FAMILIES
 from tinybert import capture as capture_room
 from tinybert.capture import capture, check_capturable, evaluating
 from tinybert.errors import InputError
@@ -144,6 +147,56 @@ def test_running_the_first_layers_only_shows_what_they_show_in_a_full_run(
         (*cut.hidden, *cut.queries), (*whole.hidden[: count + 1], *whole.queries), strict=False
     ):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A process group of this process alone: enough for DDP to wrap a model."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_run_at_places_alone_gives_the_logits_of_a_full_run_there(
+    family: str, wrapped: bool, one_process: None
+) -> None:
+    """Nine in ten logits of a masked LM are read by nobody; those that are must not change, nor states."""
+    model, inputs = randomise(FAMILIES[family]()), batch()
+    places = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    places[[0, 0, 2, 2], [7, 1, 5, 0]] = True
+    runner = DistributedDataParallel(model) if wrapped else model
+    whole = capture(runner, inputs)
+    assert whole.logits is not None
+    found = capture(runner, inputs, places=places)
+    assert found.logits is not None
+    assert found.logits.shape == (4, model.config.vocab_size)
+    torch.testing.assert_close(found.logits, whole.logits[places])
+    assert len(found.hidden) == len(whole.hidden) == 3
+    for one, other in zip((*found.hidden, *found.keys), (*whole.hidden, *whole.keys), strict=True):
+        torch.testing.assert_close(one, other)
+    sum(tensor.square().sum() for tensor in (found.logits, found.hidden[-1])).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    nowhere = capture(runner, inputs, places=torch.zeros_like(places))
+    assert nowhere.logits is not None
+    assert nowhere.logits.shape == (0, model.config.vocab_size)
+    again = capture(runner, inputs)
+    torch.testing.assert_close(again.logits, whole.logits)
+
+
+def test_a_model_compiled_for_whole_sequences_gives_its_logits_at_places_too() -> None:
+    """Compiled code does not look for new hooks: the first row's logits would pass for those of places."""
+    model, inputs = make_masked_lm(), batch()
+    places = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    places[[0, 2], [1, 5]] = True
+    with torch.no_grad():
+        whole = capture(model, inputs, scores=False).logits
+        compiled = torch.compile(model, backend="eager")
+        capture(compiled, inputs, scores=False)
+        found = capture(compiled, inputs, scores=False, places=places).logits
+    assert whole is not None
+    torch.testing.assert_close(found, whole[places])
 
 
 def test_models_that_bypass_the_interface_are_refused_by_name() -> None:

@@ -172,6 +172,24 @@ def test_pieces_of_a_batch_add_up_to_the_whole_given_its_counts(kind: str) -> No
     assert_equal_parts({name: pieces[0][name] + pieces[1][name] for name in whole}, whole)
 
 
+@pytest.mark.parametrize("padding", ["real", "reference"])
+def test_means_over_batches_weighed_by_their_denominators_are_those_of_the_whole(padding: str) -> None:
+    """Evaluated in batches, a part would otherwise hang on where the batches are cut."""
+    student, teacher, attention_mask = make_batch()
+    objective = make_objective(EVERYTHING, padding=padding)
+    whole = objective(student, teacher, attention_mask, LABELS)
+    all_counts = objective.counts({"attention_mask": attention_mask})
+    means = dict.fromkeys(whole, torch.zeros(()))
+    for piece in (slice(0, 1), slice(1, 4)):
+        counts = objective.counts({"attention_mask": attention_mask[piece]})
+        inputs = (rows(student, piece), rows(teacher, piece), attention_mask[piece], LABELS[piece])
+        for name, part in objective(*inputs).items():
+            share = objective.denominator(name, counts) / objective.denominator(name, all_counts)
+            means[name] = means[name] + part * share
+    assert_equal_parts(means, whole)
+    assert objective.places({"attention_mask": attention_mask, "labels": LABELS}) is None
+
+
 def test_no_gradient_reaches_the_teacher_and_every_student_state_gets_one() -> None:
     """A teacher that moves is no target; a student state without gradient is not trained."""
     student, teacher, attention_mask = make_batch()

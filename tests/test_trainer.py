@@ -360,6 +360,19 @@ def test_every_logged_loss_comes_with_its_parts_and_is_their_weighted_sum(
         assert entry["eval_loss"] == pytest.approx(trainer.objective.total(parts).item(), rel=1e-4)
 
 
+def test_evaluated_parts_do_not_depend_on_the_batches(make_trainer: Parts) -> None:
+    """Averaged over ragged batches, runs with other batch sizes could not be compared."""
+    trainer = make_trainer(gold_weight=0.5)
+    found = []
+    for size in (8, 3, 1):
+        trainer.args.per_device_eval_batch_size = size
+        metrics = trainer.evaluate()
+        found.append({name: metrics[f"eval_{name}_loss"] for name in (*PARTS, "gold")})
+    assert min(found[0].values()) > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_a_resumed_run_logs_means_over_its_own_steps(make_trainer: Parts, tmp_path: Path) -> None:
     """Divided by steps counted from 0, the parts logged first after a resume would look far too small."""
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "logging_steps": 5}

@@ -1,6 +1,7 @@
 """Where each family keeps its parts: a model as embeddings, post-norm layers and a head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -137,6 +138,29 @@ class Encoder:
         embeddings: Any = self.base.embeddings
         states = embeddings(**{name: batch[name] for name in self.inputs if name in batch})
         return states if self.project is None else self.project(states)
+
+
+@contextmanager
+def head_at(model: PreTrainedModel, places: Tensor | tuple[Sequence[int], Sequence[int]]) -> Iterator[None]:
+    """Let a model's token head see chosen places alone for a while: its logits are then (1, N, V).
+
+    A masked-LM head is as dear as several layers and its logits are V wide, while one piece in seven is
+    masked. The hidden states that the model returns stay whole.
+
+    Args:
+        model: Any transformers model whose head reads the last hidden state token by token.
+        places: A boolean mask (B, T) with N places, taken row by row; or N rows and N columns.
+    """
+
+    def choose(module: nn.Module, inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[places][None]
+        return output
+
+    handle = model.base_model.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def matrix(linear: nn.Linear) -> Tensor:

@@ -7,7 +7,7 @@ keeps its fast attention. ``outputs.attentions`` would be probabilities, and onl
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from tinybert.anatomy import head_at
 from tinybert.attention import attend, suits
 from tinybert.errors import InputError
 from tinybert.losses import States
@@ -119,6 +120,7 @@ def capture(
     states: bool = True,
     scores: bool = True,
     layers: int | None = None,
+    places: Tensor | None = None,
 ) -> States:
     """Run one forward pass and return what it shows.
 
@@ -128,6 +130,7 @@ def capture(
         states: Whether to keep the hidden states (layer 0 = embedding output, then each layer's output).
         scores: Whether to keep queries and keys, in the order of the layers.
         layers: How many layers to run, from below, where nobody reads those above; all unless given.
+        places: Where alone to run a token head, boolean (B, T); the logits are then (N, V), row by row.
 
     Raises:
         InputError: The model does not compute its attention through transformers' AttentionInterface, so
@@ -136,7 +139,8 @@ def capture(
     pretrained = _pretrained(model)
     accepted = inspect.signature(pretrained.forward).parameters
     taken = {name: value for name, value in inputs.items() if name in accepted and name != "labels"}
-    with _first_layers(pretrained, layers) as run, _recording(pretrained, scores) as calls:
+    head = nullcontext() if places is None else head_at(pretrained, places)
+    with _first_layers(pretrained, layers) as run, _recording(pretrained, scores) as calls, head:
         outputs = model(**taken, output_hidden_states=states)
     if scores and len(calls) != run:
         raise InputError(
@@ -144,12 +148,16 @@ def capture(
             "layers use transformers' AttentionInterface): use a BERT, RoBERTa, ELECTRA or DistilBERT model, "
             "or set attention_weight to 0"
         )
+    logits = getattr(outputs, "logits", None)
+    if logits is not None and places is not None:
+        # A model that was compiled before, for whole sequences, does not see the hook that chooses.
+        logits = logits[places] if logits.shape[:2] == places.shape else logits[0]
     return States(
         hidden=tuple(outputs.hidden_states) if states else (),
         queries=tuple(call.query for call in calls),
         keys=tuple(call.key for call in calls),
         scaling=tuple(call.scaling for call in calls),
-        logits=getattr(outputs, "logits", None),
+        logits=logits,
     )
 
 

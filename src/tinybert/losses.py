@@ -33,7 +33,7 @@ class States:
         queries: Each layer's queries before scaling: L tensors (B, h, T, d_k).
         keys: Each layer's keys, shaped alike.
         scaling: Each layer's factor on the query-key products, usually 1 / sqrt(d_k).
-        logits: The head's output (B, C), or None where only the encoder ran.
+        logits: The head's output (B, C), or (N, V) at N masked places; None where only the encoder ran.
     """
 
     hidden: tuple[Tensor, ...] = ()
@@ -226,6 +226,32 @@ def hidden_loss(
         total: Tensor = _SquaredDistance.apply(projected, teacher_hidden.detach(), attention_mask)
         tokens = Counts.of(attention_mask).tokens if tokens is None else tokens
         return total / (tokens * teacher_hidden.shape[-1])
+
+
+def cosine_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    projection: nn.Module,
+    attention_mask: Tensor,
+    *,
+    tokens: Tensor | None = None,
+) -> Tensor:
+    """Mean of 1 - cos(h_S W, h_T) over real tokens: L_cos of Sanh et al. 2019, arXiv 1910.01108.
+
+    The projection runs in the precision around it, as in ``hidden_loss``, all else in full precision.
+
+    Args:
+        student_hidden: H_S (B, T, d').
+        teacher_hidden: H_T (B, T, d).
+        projection: W (d' -> d); the identity in the paper, whose widths agree.
+        attention_mask: (B, T), 1 = real token.
+        tokens: Real tokens to divide by; those of this mask unless given.
+    """
+    projected = projection(student_hidden)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        cosines = F.cosine_similarity(_wide(projected), _wide(teacher_hidden.detach()), dim=-1)
+        total = (1 - cosines).mul(attention_mask.to(cosines.dtype)).sum()
+        return total / (Counts.of(attention_mask).tokens if tokens is None else tokens)
 
 
 @_full_precision

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinybert.anatomy import head_at
 from tinybert.words import Word, folded, is_word, words_of
 
 # No window over a longer text is wider: the cost of attention grows with its square.
@@ -205,16 +206,12 @@ class MaskedWords:
         lengths = torch.tensor([len(copy) for copy in copies], device=device)
         real = torch.arange(longest, device=device) < lengths[:, None]
 
-        def keep_places(module: Any, inputs: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[rows, columns][None]
-            return output
-
-        handle = self.model.base_model.register_forward_hook(keep_places)
-        try:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                logits: Tensor = self.model(input_ids=ids, attention_mask=real.long()).logits
-        finally:
-            handle.remove()
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.bf16),
+            head_at(self.model, (rows, columns)),
+        ):
+            logits: Tensor = self.model(input_ids=ids, attention_mask=real.long()).logits
         return logits[0].float()
 
 

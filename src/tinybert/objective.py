@@ -3,7 +3,7 @@
 Equation numbers are those of Jiao et al., arXiv 1909.10351v5; shapes as in ``tinybert.losses``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,6 +130,22 @@ class DistillationLoss(nn.Module):
         read = [m for m in range(1, self._last) if self._weight("hidden", m) + self._weight("attention", m)]
         deepest = max(read, default=0)
         return deepest, self.layer_map[deepest - 1] if deepest else 0
+
+    def places(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Return where alone the losses read a token head, (B, T); None, as they read whole sequences."""
+        return None
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Counts:
+        """Count what the parts of a batch are divided by."""
+        mask = batch["attention_mask"]
+        return Counts.of(mask if self.padding == "real" else torch.ones_like(mask))
+
+    def denominator(self, part: str, counts: Counts) -> Tensor:
+        """Return what a part was divided by, so that means over batches can be means over entries."""
+        kind = part.partition("_")[0]
+        if kind in ("embedding", "hidden"):
+            return counts.tokens
+        return counts.pairs if kind == "attention" else counts.examples
 
     def start_projections(self, start: Sequence[Tensor]) -> None:
         """Set the projections of layers 0..M to the matrices W (d', d) in H_S W ~ H_T."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from tinybert.capture import capture, check_capturable, evaluating
+from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
 from tinybert.losses import Counts, States
 from tinybert.mapping import layer_map
@@ -19,6 +20,8 @@ from tinybert.objective import DistillationLoss, LossWeights
 from tinybert.training import EncoderTrainer, TrainingConfig
 
 PROJECTIONS_NAME = "projections.safetensors"
+
+Objective = DistillationLoss | DistilBertLoss
 
 
 @dataclass
@@ -127,7 +130,8 @@ class DistillationTrainer(EncoderTrainer):
         teacher: The teacher, with its head where a loss reads logits. May be None where the data set has
             a column ``teacher_logits`` and no loss reads states.
         args: A ``DistillationConfig``.
-        objective: The loss; ``args.objective(model, teacher)`` unless given.
+        objective: The loss; ``args.objective(model, teacher)`` unless given. A ``DistilBertLoss`` wants
+            masked language models and batches with ``labels``.
         **kwargs: Those of ``transformers.Trainer``.
     """
 
@@ -141,7 +145,7 @@ class DistillationTrainer(EncoderTrainer):
         model: Any,
         teacher: PreTrainedModel | None,
         args: DistillationConfig,
-        objective: DistillationLoss | None = None,
+        objective: Objective | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that the teacher shows what the losses read."""
@@ -161,10 +165,10 @@ class DistillationTrainer(EncoderTrainer):
             self.teacher.to(self.args.device)
             if args.torch_compile:
                 self.teacher.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-        self.objective: DistillationLoss = objective.to(self.args.device)
+        self.objective: Objective = objective.to(self.args.device)
         self._synced_objective: nn.Module = self.objective
-        # Parts noted since the last log, with their step; training and evaluation apart.
-        self._parts: dict[bool, list[tuple[int, dict[str, Tensor]]]] = {True: [], False: []}
+        # Parts noted since the last log, with their step and counts; training and evaluation apart.
+        self._parts: dict[bool, list[tuple[int, dict[str, Tensor], Counts]]] = {True: [], False: []}
         self.add_callback(_ObjectiveCallback(self.objective))
 
     def compute_loss(
@@ -174,14 +178,15 @@ class DistillationTrainer(EncoderTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return equation 6 for one batch; with ``return_outputs`` also a dict with the student's logits."""
+        """Return the loss of one batch; with ``return_outputs`` also a dict with the student's logits."""
+        counts = num_items_in_batch or self.objective.counts(inputs)
         teacher = self.observe_teacher(inputs)
         student = self._observe(model, inputs, layers=self.objective.depths[0])
         parts = self._synced_objective(
-            student, teacher, inputs["attention_mask"], inputs.get("labels"), num_items_in_batch
+            student, teacher, inputs["attention_mask"], inputs.get("labels"), counts
         )
         noted = {name: part.detach() for name, part in parts.items()}
-        self._parts[model.training].append((self.state.global_step, noted))
+        self._parts[model.training].append((self.state.global_step, noted, counts))
         loss = self.objective.total(parts)
         return (loss, {"logits": student.logits}) if return_outputs else loss
 
@@ -200,7 +205,14 @@ class DistillationTrainer(EncoderTrainer):
         read = self.objective
         if self.args.torch_compile:
             layers = None  # cutting a compiled model short would compile it anew at every step
-        return capture(model, inputs, states=read.reads_states, scores=read.reads_scores, layers=layers)
+        return capture(
+            model,
+            inputs,
+            states=read.reads_states,
+            scores=read.reads_scores,
+            layers=layers,
+            places=read.places(inputs),
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still."""
@@ -214,6 +226,11 @@ class DistillationTrainer(EncoderTrainer):
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+    def parts_of_step(self) -> Mapping[str, Tensor]:
+        """Return the parts of the last batch's loss by name."""
+        noted = self._parts[True]
+        return noted[-1][1] if noted else {}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give the projections their own parameter group, without weight decay."""
@@ -235,7 +252,7 @@ class DistillationTrainer(EncoderTrainer):
         """
         if not batch_samples:
             return None
-        counts = [torch.stack(Counts.of(batch["attention_mask"])) for batch in batch_samples]
+        counts = [torch.stack(self.objective.counts(batch)) for batch in batch_samples]
         total = torch.stack(counts).sum(dim=0).to(device)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total, "mean")
@@ -248,17 +265,23 @@ class DistillationTrainer(EncoderTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Evaluate the distillation loss; return the student's logits where the metrics need them."""
+        """Evaluate the distillation loss; return the student's logits where the metrics need them.
+
+        Those at masked places stay here: gathered over an evaluation set they fill any memory.
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        logits = None if outputs["logits"] is None else outputs["logits"].float()
-        if prediction_loss_only or logits is None:
+        logits = outputs["logits"]
+        if prediction_loss_only or logits is None or self.objective.places(inputs) is not None:
             return loss.detach(), None, None
-        return loss.detach(), logits.detach(), inputs.get("labels")
+        return loss.detach(), logits.detach().float(), inputs.get("labels")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Add the loss parts, averaged over batches, to the metrics."""
+        """Add the loss parts, as means over all that was evaluated, to the metrics.
+
+        ``eval_loss`` is the Trainer's: the mean over batches, each weighed by its rows.
+        """
         self._parts[False].clear()
         output: Any = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -277,12 +300,19 @@ class DistillationTrainer(EncoderTrainer):
         if not noted:
             return {}
         names = list(noted[0][1])
-        sums = torch.stack([torch.stack([parts[name] for name in names]) for _, parts in noted]).sum(dim=0)
-        # A training step may be several batches, each already divided by the counts of the whole step.
-        steps = len({step for step, _ in noted}) if training else len(noted)
+        values = torch.stack([torch.stack([parts[name] for name in names]) for _, parts, _ in noted])
+        if training:
+            # A step may be several batches, each already divided by the counts of the whole step.
+            means = values.sum(dim=0) / len({step for step, _, _ in noted})
+            means = self.accelerator.reduce(means, "mean")
+        else:
+            denominator = self.objective.denominator
+            sizes = [torch.stack([denominator(name, counts) for name in names]) for *_, counts in noted]
+            weighed = torch.stack([values, torch.ones_like(values)]) * torch.stack(sizes)
+            total, size = self.accelerator.reduce(weighed.sum(dim=1), "sum")
+            means = total / torch.where(size > 0, size, 1.0)
         noted.clear()
-        means = self.accelerator.reduce(sums / steps, "mean").tolist()
-        return {f"{name}_loss": mean for name, mean in zip(names, means, strict=True)}
+        return {f"{name}_loss": mean for name, mean in zip(names, means.tolist(), strict=True)}
 
     def _set_signature_columns_if_needed(self) -> None:
         """Let the cached teacher logits through the filter of unused columns."""
@@ -316,7 +346,7 @@ class _ObjectiveCallback(TrainerCallback):
         self.objective.zero_grad()
 
 
-def _check_shown(objective: DistillationLoss, *models: PreTrainedModel | None) -> None:
+def _check_shown(objective: Objective, *models: PreTrainedModel | None) -> None:
     for model in models:
         if objective.reads_scores and model is not None:
             check_capturable(model)

@@ -55,13 +55,16 @@ def test_commands_of_the_readme_parse_into_their_options() -> None:
         if line.startswith("tinybert ")
     ]
     assert len(shown) >= 3
-    for _, command, *options in shown:
-        assert command in COMMANDS
-        listed = subprocess.run(
+    listed = {
+        command: subprocess.run(
             [sys.executable, "-m", "tinybert", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
+        for command in {command for _, command, *_ in shown}
+    }
+    for _, command, *options in shown:
+        assert command in COMMANDS
         for option in (option for option in options if option.startswith("--")):
-            assert f"{option} " in listed, f"{option} is no option of tinybert {command}"
+            assert f"{option} " in listed[command], f"{option} is no option of tinybert {command}"
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -11,6 +11,7 @@ _HOMES = {
     "load_data": "data",
     "finetune": "stages",
     "distill_task": "stages",
+    "distill_general": "general",
     "evaluate": "stages",
 }
 __all__ = list(_HOMES)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, Stopped, one_line
 
 DESCRIPTION = """\
 Distil a BERT-family encoder into one that is several times smaller and faster.
@@ -16,13 +16,14 @@ commands:
   quickstart  the whole job on real parts from PyPI, in minutes
   finetune    teach an encoder a task: a teacher, or a baseline
   distill     teach a small student what a fine-tuned teacher knows
+  general     teach a small student on text without labels, for any task after it
   evaluate    score a model on labelled rows
   augment     write changed copies of rows, to train on
 """
 
 
-# Of transformers' TrainingArguments, those that --help shows.
-USUAL = {"seed", "max_steps", "gradient_accumulation_steps", "weight_decay", "torch_compile"}
+# Of the hundred options of transformers' TrainingArguments, those that --help shows.
+USUAL = {"seed", "max_steps", "gradient_accumulation_steps", "weight_decay", "torch_compile", "report_to"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,15 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminal shows progress and results; libraries' advice to developers is not for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
     try:
         arguments = parser.parse_args(argv)
+        # A stream of text is tokenised in a thread while models run; elsewhere processes may be forked.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", str(arguments.command == "general").lower())
         COMMANDS[arguments.command](arguments.options)
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"tinybert: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
         print("tinybert: interrupted", file=sys.stderr)
         return 130
@@ -67,6 +71,7 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
 
     parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with the same options; those given here win.")
+    _shorten_help(parser, command, kinds)
     before = _Parser(prog=f"tinybert {command}", add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     config, rest = before.parse_known_args(options)
@@ -77,10 +82,30 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
     except InputError:
         raise
     except ValueError as error:  # transformers checks its own options
-        parser.error(" ".join(str(error).split()))
+        parser.error(one_line(error))
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
     return tuple(parsed[: len(kinds)])
+
+
+def _shorten_help(parser: argparse.ArgumentParser, command: str, kinds: tuple[type, ...]) -> None:
+    """Keep a command's own options in its help, and of those it inherits the usual ones."""
+    from transformers import TrainingArguments
+
+    own = {
+        name
+        for kind in kinds
+        for parent in kind.__mro__
+        for name in vars(parent).get("__annotations__", ())
+        if parent is not TrainingArguments
+    }
+    usual = USUAL if command == "distill" else USUAL | {"num_train_epochs", "learning_rate"}
+    for action in parser._actions:
+        inherited = action.dest in TrainingArguments.__dataclass_fields__ and action.dest not in own
+        if inherited and action.dest not in usual:
+            action.help = argparse.SUPPRESS
+    if any(issubclass(kind, TrainingArguments) for kind in kinds):
+        parser.epilog = "All TrainingArguments of transformers apply beside these."
 
 
 def _options_of_file(path: Path) -> list[str]:
@@ -89,7 +114,7 @@ def _options_of_file(path: Path) -> list[str]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read --config {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"cannot read --config {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} must hold `option: value` lines, not {type(content).__name__}")
     options: list[str] = []
@@ -114,6 +139,14 @@ def _distill(options: list[str]) -> None:
 
     result = distill_task(*_parse("distill", options, DistillArguments, DistillationConfig))
     print(f"\n{result.table()}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
+
+
+def _general(options: list[str]) -> None:
+    from tinybert.general import GeneralArguments, GeneralConfig, distill_general, layer_table
+
+    result = distill_general(*_parse("general", options, GeneralArguments, GeneralConfig))
+    print(f"\n{result.table()}\n\n{layer_table(result)}")
+    print(f"\nNext: tinybert distill --student {result.output_dir} ...")
 
 
 def _evaluate(options: list[str]) -> None:
@@ -148,6 +181,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": _quickstart,
     "finetune": _finetune,
     "distill": _distill,
+    "general": _general,
     "evaluate": _evaluate,
     "augment": _augment,
 }

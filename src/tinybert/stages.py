@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from tinybert import models
 from tinybert.augment import AugmentSettings
 from tinybert.augment_files import AugmentArguments, AugmentJob
-from tinybert.closed_form import check_solvable, solve_student
+from tinybert.closed_form import solve_student
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError
 from tinybert.evaluation import (
@@ -26,7 +26,13 @@ from tinybert.evaluation import (
 from tinybert.objective import DistillationLoss
 from tinybert.rows import DataArguments, checked_length, classes, load_rows, provenance
 from tinybert.run_directory import Figures, Result, Run, file_size
-from tinybert.student import Start, StudentSize, calibration_rows, make_student, padded_batches
+from tinybert.student import (
+    StudentArguments,
+    begin_student,
+    calibration_rows,
+    fit_projections,
+    padded_batches,
+)
 from tinybert.trainer import DistillationConfig, DistillationTrainer
 from tinybert.training import EncoderTrainer, TrainingConfig
 
@@ -43,21 +49,10 @@ class FinetuneArguments(DataArguments):
 
 
 @dataclass
-class DistillArguments(DataArguments, AugmentSettings):
+class DistillArguments(DataArguments, StudentArguments, AugmentSettings):
     """Who teaches whom, how long each stage lasts, and whether the rows are augmented."""
 
     teacher: str = field(kw_only=True, metadata={"help": "Fine-tuned teacher: a folder or a hub name."})
-    student: str | None = field(
-        default=None, metadata={"help": "Student to start from: a folder or hub name; built unless given."}
-    )
-    layers: int = field(default=4, metadata={"help": "Layers of a student that is built."})
-    hidden_size: int = field(default=312, metadata={"help": "Its hidden size."})
-    intermediate_size: int = field(default=1200, metadata={"help": "Its feed-forward size."})
-    heads: int | None = field(default=None, metadata={"help": "Its attention heads; the teacher's number."})
-    init: Start = field(
-        default="closed_form",
-        metadata={"help": "Where a built student starts: solved from the teacher, copied layers, or random."},
-    )
     intermediate_epochs: float | None = field(
         default=None,
         metadata={"help": "Epochs on hidden states and attention; 1 after a closed form, else 5; 0: none."},
@@ -85,11 +80,10 @@ class DistillArguments(DataArguments, AugmentSettings):
             )
         if self.augment and self.augmented:
             raise InputError("--augment makes rows and --augmented names some ready made: give one of them")
-        solved = self.student is None and self.init == "closed_form"
         if self.intermediate_epochs is None:
-            self.intermediate_epochs = 1.0 if solved else 5.0
+            self.intermediate_epochs = 1.0 if self.is_solved else 5.0
         if self.prediction_epochs is None:
-            self.prediction_epochs = 2.0 if solved else 3.0
+            self.prediction_epochs = 2.0 if self.is_solved else 3.0
         epochs = (self.intermediate_epochs, self.prediction_epochs)
         if min(epochs) < 0 or max(epochs) == 0:
             raise InputError(
@@ -161,7 +155,15 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     teacher = models.open_classifier(arguments.teacher)
     tokenizer = models.open_tokenizer(arguments.teacher)
     train, held_out = load_rows(arguments, teacher)
-    student = _open_student(arguments, config, teacher, tokenizer)
+    names = models.label_names(teacher.config)
+    student = begin_student(
+        arguments,
+        teacher,
+        tokenizer,
+        lambda source: models.new_classifier(source, names),
+        layer_map=config.mapping_strategy(),
+        seed=config.seed,
+    )
     max_length = checked_length(arguments.max_length, teacher, student)
     rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
     teacher_logits = predict_logits(teacher, rows[1], tokenizer, description="Teacher")
@@ -174,8 +176,12 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
     work = _Distillation(run, teacher, student, tokenizer, taught_rows, rows[1])
     if not run.restore("intermediate", student):
-        if arguments.student is None and arguments.init == "closed_form":
+        if arguments.is_solved:
             work.solve(config, rows[0], held_out, objective)
+        elif arguments.student is not None and objective is not None:
+            batches = padded_batches(calibration_rows(rows[0], seed=config.seed), tokenizer)
+            layer_map = config.layers_of_teacher(student, teacher)
+            objective.start_projections(fit_projections(student, teacher, batches, layer_map))
         if objective is not None:
             work.intermediate(intermediate, objective)
     if arguments.prediction_epochs:
@@ -324,35 +330,6 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     )
     tokens = tokenize(rows, tokenizer, checked_length(arguments.max_length, model))
     return score(rows, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
-
-
-def _open_student(
-    arguments: DistillArguments,
-    config: DistillationConfig,
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> PreTrainedModel:
-    if arguments.student is None:
-        size = StudentSize(
-            arguments.layers, arguments.hidden_size, arguments.intermediate_size, arguments.heads
-        )
-        # A closed form overwrites a random student once the output folder is claimed.
-        init: Start = "copy" if arguments.init == "copy" else "random"
-        student = make_student(
-            teacher, size, init=init, layer_map=config.mapping_strategy(), seed=config.seed
-        )
-        if arguments.init == "closed_form":
-            check_solvable(teacher, student, config.layers_of_teacher(student, teacher))
-        return student
-    models.check_vocabularies(models.open_tokenizer(arguments.student), tokenizer)
-    set_seed(config.seed)
-    student = models.new_classifier(arguments.student, models.label_names(teacher.config))
-    if student.config.hidden_size > teacher.config.hidden_size:
-        raise InputError(
-            f"the student {arguments.student} is {student.config.hidden_size} wide, more than the teacher's "
-            f"{teacher.config.hidden_size}: take a narrower student"
-        )
-    return student
 
 
 def _stage_configs(

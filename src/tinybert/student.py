@@ -2,18 +2,22 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tinybert.closed_form import Batches, solve_student
+from tinybert import models
+from tinybert.capture import capture, evaluating
+from tinybert.closed_form import Batches, check_solvable, solve_student
 from tinybert.errors import InputError
 from tinybert.mapping import layer_map as map_layers
+from tinybert.moments import Moments
 
 Start = Literal["closed_form", "copy", "random"]
 
@@ -36,6 +40,74 @@ class StudentSize:
     hidden_size: int = 312
     intermediate_size: int = 1200
     heads: int | None = None
+
+
+@dataclass(kw_only=True)
+class StudentArguments:
+    """Which student: one that is there, or one to build, how large, and where it starts."""
+
+    student: str | None = field(
+        default=None, metadata={"help": "Student to start from: a folder or hub name; built unless given."}
+    )
+    layers: int = field(default=4, metadata={"help": "Layers of a student that is built."})
+    hidden_size: int = field(default=312, metadata={"help": "Its hidden size."})
+    intermediate_size: int = field(default=1200, metadata={"help": "Its feed-forward size."})
+    heads: int | None = field(default=None, metadata={"help": "Its attention heads; the teacher's number."})
+    init: Start = field(
+        default="closed_form",
+        metadata={"help": "Where a built student starts: solved from the teacher, copied layers, or random."},
+    )
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the student starts in closed form."""
+        return self.student is None and self.init == "closed_form"
+
+
+def begin_student(
+    arguments: StudentArguments,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    open_model: Callable[[str], PreTrainedModel],
+    *,
+    layer_map: str | Sequence[int],
+    seed: int,
+) -> PreTrainedModel:
+    """Open the student that was named, or build one; check that it fits its teacher.
+
+    Where it is to start in closed form, it is left at random: ``solve_student`` overwrites it later, once
+    there is a place for what it makes.
+
+    Args:
+        arguments: Which student.
+        teacher: The teacher.
+        tokenizer: The teacher's.
+        open_model: Opens a named student with the head it needs.
+        layer_map: g, see ``tinybert.mapping.layer_map``.
+        seed: Of everything random.
+
+    Raises:
+        InputError: The student cannot be opened or built, or does not fit the teacher.
+    """
+    if arguments.student is None:
+        size = StudentSize(
+            arguments.layers, arguments.hidden_size, arguments.intermediate_size, arguments.heads
+        )
+        init: Start = "copy" if arguments.init == "copy" else "random"
+        student = make_student(teacher, size, init=init, layer_map=layer_map, seed=seed)
+        if arguments.is_solved:
+            depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+            check_solvable(teacher, student, map_layers(layer_map, *depths))
+        return student
+    models.check_vocabularies(models.open_tokenizer(arguments.student), tokenizer)
+    set_seed(seed)
+    student = open_model(arguments.student)
+    if student.config.hidden_size > teacher.config.hidden_size:
+        raise InputError(
+            f"the student {arguments.student} is {student.config.hidden_size} wide, more than the teacher's "
+            f"{teacher.config.hidden_size}: take a narrower student"
+        )
+    return student
 
 
 def _feed_forward_name(config: PreTrainedConfig) -> str:
@@ -115,6 +187,33 @@ def make_student(
         batches = calibration if tokenizer is None else calibration_batches(calibration, tokenizer)  # type: ignore[arg-type]
         solve_student(teacher, student, batches, teacher_layers, seed=seed)  # type: ignore[arg-type]
     return student.eval()
+
+
+@torch.no_grad()
+def fit_projections(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    layer_map: tuple[int, ...],
+) -> list[Tensor]:
+    """Return the W_m (d', d) with the least |h_S W - h_T|^2 on some text, for the embeddings and layers 1..M.
+
+    Where a student that comes ready starts: from projections drawn at random, its first steps would bend it
+    to fit them.
+    """
+    layers = (0, *layer_map)
+    moments = [Moments() for _ in layers]
+    for batch in batches:
+        mask = batch["attention_mask"].bool()
+        with evaluating(student), evaluating(teacher):
+            own = capture(student.base_model, batch, scores=False).hidden
+            goals = capture(teacher.base_model, batch, scores=False, layers=layer_map[-1]).hidden
+        for m, g in enumerate(layers):
+            moments[m].add(own[m][mask], goals[g][mask], torch.ones(int(mask.sum())))
+    width, teacher_width = student.config.hidden_size, teacher.config.hidden_size
+    without_one = torch.eye(width + 1, dtype=torch.float64)[:, :-1]
+    prior = torch.zeros(width, teacher_width, dtype=torch.float64)
+    return [moment.mapped(without_one).ridge(prior, 1e-6).float() for moment in moments]
 
 
 def calibration_batches(

@@ -404,6 +404,27 @@ def test_an_interruption_is_said_without_a_traceback(
     assert capsys.readouterr().err == "tinybert: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "shown", "hidden"),
+    [
+        ("finetune", ["--learning_rate", "--model", "--seed"], ["--lr_scheduler_kwargs", "--push_to_hub"]),
+        ("distill", ["--teacher", "--tokens_per_batch", "--config"], ["--learning_rate ", "--fsdp"]),
+        ("general", ["--corpus", "--max_steps", "--num_train_epochs"], ["--deepspeed", "--hub_token"]),
+        ("evaluate", ["--model", "--data"], ["--seed"]),
+    ],
+)
+def test_help_shows_a_commands_own_options_and_the_usual_ones(
+    command: str, shown: list[str], hidden: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of transformers' hundred options most are noise to whoever looks for the ten that matter."""
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in shown)
+    assert not any(option in said for option in hidden)
+
+
 def test_a_real_process_prints_one_line_and_nothing_else(workshop: Path, tmp_path: Path) -> None:
     """Progress bars and the advice of libraries would bury the message in a log."""
     options = good_options("distill", workshop, tmp_path / "out") | {"teacher": str(workshop / "ignorant")}

@@ -97,6 +97,10 @@ def test_the_student_comes_nearer_to_its_teacher_on_text_it_has_not_seen(
     evals = [entry for entry in record["stages"]["general"]["log"] if "eval_loss" in entry]
     assert student["loss"] == min(entry["eval_loss"] for entry in evals)
     assert len(evals) == 1 + 40 // 5, "at the start, and with each checkpoint"
+    short = distil(text, start_folder, tmp_path / "short", held_out=True, max_steps=3, learning_rate=0.0)
+    start, student = (figures.metrics for figures in short.figures)
+    assert student["loss"] == pytest.approx(start["loss"], rel=1e-6)
+    assert json.loads((tmp_path / "short" / "run.json").read_text())["stages"]["general"]["best_metric"]
     assert "hidden_error_2" in layer_table(result)
     assert "attention_1_loss" in layer_table(result)
 

@@ -222,10 +222,15 @@ class CorpusTrainer(DistillationTrainer):
 
 
 class _PassCallback(TrainerCallback):
-    """Counts epochs as passes over the corpus; transformers takes an endless stream for a single one."""
+    """Counts epochs as passes over the corpus, and has the last step evaluated.
+
+    transformers takes an endless stream for one epoch, and evaluates every so many steps alone.
+    """
 
     def __init__(self, steps_per_pass: float | None) -> None:
         self.steps_per_pass = steps_per_pass
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         state.epoch = state.global_step / (self.steps_per_pass or state.max_steps)
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True

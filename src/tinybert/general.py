@@ -149,17 +149,15 @@ class _GeneralDistillation:
             mask = MaskedPieces(self.tokenizer, self.arguments.mask_probability, self.config.seed)
         objective = self._objective()
         eval_rows = self._eval_rows(mask)
-        stage, stream, steps_per_pass = self._plan(is_evaluated=eval_rows is not None)
+        is_fresh = self.run.last_checkpoint(STAGE) is None
+        stage, stream, steps_per_pass = self._plan(is_evaluated=eval_rows is not None, is_fresh=is_fresh)
         size = self.arguments.block_size
+        enough = -(-CALIBRATION_TOKENS // size) if is_fresh else 1
         calibration = sample_blocks(
-            self.corpus,
-            self.tokenizer,
-            block_size=size,
-            count=-(-CALIBRATION_TOKENS // size),
-            seed=stage.seed,
+            self.corpus, self.tokenizer, block_size=size, count=enough, buffer=2048, seed=stage.seed
         )
         self.run.claim()
-        if self.run.last_checkpoint(STAGE) is None:
+        if is_fresh:
             self._start(objective, [{"input_ids": block} for block in calibration])
         trainer = CorpusTrainer(
             self.student if objective.reads_logits else self.student.base_model,
@@ -201,7 +199,7 @@ class _GeneralDistillation:
             rows = [{name: cells[0].tolist() for name, cells in row.items()} for row in masked]
         return Dataset.from_list(rows)
 
-    def _plan(self, *, is_evaluated: bool) -> tuple[GeneralConfig, BlockStream, float | None]:
+    def _plan(self, *, is_evaluated: bool, is_fresh: bool) -> tuple[GeneralConfig, BlockStream, float | None]:
         """Return the stage's settings with its number of steps, the stream, and the steps of a pass.
 
         Raises:
@@ -217,9 +215,8 @@ class _GeneralDistillation:
                 "the length of the corpus is not known, so epochs cannot be counted: add --max_steps"
             )
         buffer = arguments.shuffle_buffer
-        if (
-            length is not None
-        ):  # of a corpus with fewer blocks many passes would be read before the first step
+        if length is not None:
+            # A smaller corpus would be read many times over before the first step.
             buffer = min(buffer, max(1, length.blocks))
         stream = BlockStream(
             self.corpus,
@@ -235,7 +232,7 @@ class _GeneralDistillation:
             if config.max_steps > 0
             else math.ceil(config.num_train_epochs * (steps_per_pass or 0)),
             ignore_data_skip=True,  # the stream skips by itself
-            eval_on_start=is_evaluated and self.run.last_checkpoint(STAGE) is None,
+            eval_on_start=is_evaluated and is_fresh,
         )
         return stage, stream, steps_per_pass
 
@@ -262,18 +259,19 @@ class _GeneralDistillation:
     def _finish(self, log: list[dict[str, Any]]) -> Result:
         """Publish the best student, or the last where there was no held-out text."""
         metric = "cosine_loss" if self.arguments.objective == "distilbert" else "hidden_error"
-        evals = [
+        start, *evals = [
             {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
             for entry in log
             if f"eval_{metric}" in entry
-        ]
+        ] or [{}]
         best = min(evals, key=lambda metrics: metrics["loss"], default={})
         parameters, size = self.student.num_parameters(), file_size(self.student)
-        made = Figures("student", best, parameters, size, self.run.seconds())
-        start = (Figures("start", evals[0], parameters, size),) if evals else ()
+        figures = [Figures("student", best, parameters, size, self.run.seconds())]
+        if start:
+            figures.insert(0, Figures("start", start, parameters, size))
         text = {"source": " ".join(self.arguments.corpus), "fingerprint": self.corpus.fingerprint()}
         return self.run.finish(
-            self.student, self.tokenizer, metric if evals else None, (*start, made), {"corpus": text}
+            self.student, self.tokenizer, metric if start else None, tuple(figures), {"corpus": text}
         )
 
 

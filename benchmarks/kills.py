@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 
-def command(options: argparse.Namespace, output: Path) -> list[str]:
+def command(options: argparse.Namespace, output: Path, steps: int) -> list[str]:
     return [
         *(sys.executable, "-m", "tinybert", "general", "--teacher", options.teacher),
-        *("--corpus", *options.corpus, "--output_dir", str(output), "--max_steps", str(options.max_steps)),
+        *("--corpus", *options.corpus, "--output_dir", str(output), "--max_steps", str(steps)),
         *("--save_steps", str(options.save_steps), "--student_dropout", "0.1", *options.more),
     ]
 
@@ -29,25 +29,40 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def killed_run(options: argparse.Namespace, output: Path, seconds: float) -> None:
-    """Kill and resume until the kills are used up, then let it end; print where each kill struck."""
+def timed_run(options: argparse.Namespace, output: Path, steps: int) -> float:
+    """Run to the end; return the seconds."""
+    started = time.monotonic()
+    subprocess.run(command(options, output, steps), check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def killed_run(options: argparse.Namespace, output: Path, starting: float, training: float) -> None:
+    """Kill and resume until the kills are used up, then let it end; print where each kill struck.
+
+    Each attempt is given the time to start, and up to 1.6 times its share of the training.
+    """
     draw = random.Random(options.seed)
     kills = 0
     while not (output / "run.json").exists():
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
-                [*command(options, output), "--resume_from_checkpoint", "true"], stdout=said, stderr=said
+                [*command(options, output, options.max_steps), "--resume_from_checkpoint", "true"],
+                stdout=said,
+                stderr=said,
             )
             if kills < options.kills:
                 try:
-                    process.wait(draw.uniform(0.3, 1.0) * seconds / 2)
+                    process.wait(starting + draw.uniform(0, 1.6) * training / options.kills)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     kills += 1
             process.wait()
             stage = output / "checkpoints" / "general"
             kept = sorted(path.name for path in stage.iterdir()) if stage.exists() else []
-            print(f"kill {kills}: exit {process.returncode}, on the disk: {', '.join(kept) or 'nothing'}")
+            print(
+                f"kill {kills}: exit {process.returncode}, on the disk: {', '.join(kept) or 'nothing'}",
+                flush=True,
+            )
             if process.returncode not in (0, -9):
                 said.seek(0)
                 sys.exit(said.read().decode()[-2000:])
@@ -65,11 +80,10 @@ def main() -> None:
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="tinybert-kills-"))
     try:
-        started = time.monotonic()
-        subprocess.run(command(options, scratch / "whole"), check=True, capture_output=True)
-        seconds = time.monotonic() - started
-        print(f"uninterrupted: {seconds:.0f} s, {options.max_steps} steps")
-        killed_run(options, scratch / "killed", seconds)
+        starting = timed_run(options, scratch / "short", 1)
+        training = timed_run(options, scratch / "whole", options.max_steps) - starting
+        print(f"{starting:.0f} s to start, {training:.0f} s for {options.max_steps} steps")
+        killed_run(options, scratch / "killed", starting, max(0.0, training))
         same = digest(scratch / "whole") == digest(scratch / "killed")
         print("weights equal to the last bit" if same else "THE WEIGHTS DIFFER")
         sys.exit(not same)

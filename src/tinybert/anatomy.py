@@ -50,6 +50,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "bert": Family(_BERT, ("bert.pooler.dense", torch.tanh, "classifier")),
     "roberta": Family(_BERT, ("classifier.dense", torch.tanh, "classifier.out_proj")),
+    "xlm-roberta": Family(_BERT, ("classifier.dense", torch.tanh, "classifier.out_proj")),
     "electra": Family(_BERT, ("classifier.dense", F.gelu, "classifier.out_proj")),
     "distilbert": Family(_DISTILBERT, ("pre_classifier", F.relu, "classifier")),
 }

@@ -118,7 +118,8 @@ def shrink_config(teacher_config: PreTrainedConfig, size: StudentSize) -> PreTra
     """Return the teacher's configuration at the student's size; vocabulary, labels and the rest stay.
 
     Raises:
-        InputError: The student is deeper or wider than the teacher, or its heads do not divide its width.
+        InputError: The student is deeper or wider than the teacher, its heads do not divide its width, or
+            leave an odd head size where positions are rotary.
     """
     feed_forward = _feed_forward_name(teacher_config)
     heads = size.heads or teacher_config.num_attention_heads
@@ -138,9 +139,25 @@ def shrink_config(teacher_config: PreTrainedConfig, size: StudentSize) -> PreTra
             f"hidden size {size.hidden_size} is not divisible by {heads} attention heads: "
             f"use {max(heads, size.hidden_size // heads * heads)}, or another number of heads"
         )
+    head_size = size.hidden_size // heads
+    if head_size % 2 and hasattr(teacher_config, "rope_parameters"):
+        raise InputError(
+            f"hidden size {size.hidden_size} is {head_size} for each of {heads} attention heads, and rotary "
+            f"positions need an even number: use {heads * (head_size + 1)}, or another number of heads"
+        )
     config = copy.deepcopy(teacher_config)
-    if getattr(config, "embedding_size", None) == config.hidden_size:
-        config.embedding_size = size.hidden_size  # ELECTRA: no factorised embeddings in, none out
+    # ELECTRA, ALBERT: no factorised embeddings in, none out. DeBERTa's pooler is as wide as what it reads.
+    for name in ("embedding_size", "pooler_hidden_size"):
+        if getattr(config, name, None) == config.hidden_size:
+            setattr(config, name, size.hidden_size)
+    if getattr(config, "attention_head_size", None) is not None:  # DeBERTa
+        config.attention_head_size = head_size
+    if (
+        getattr(config, "num_hidden_groups", None) is not None
+    ):  # ALBERT: a group without a layer learns nothing
+        config.num_hidden_groups = min(config.num_hidden_groups, size.layers)
+    if getattr(config, "layer_types", None) is not None:  # ModernBERT
+        config.layer_types = config.layer_types[: size.layers]
     for name, value in asked.items():
         setattr(config, name, value)
     return config
@@ -157,6 +174,10 @@ def make_student(
     seed: int = 42,
 ) -> PreTrainedModel:
     """Build a student of the teacher's architecture, head and label names.
+
+    Where layers differ in kind (ModernBERT's attend locally or globally), student layer m is of the kind of
+    the teacher's g(m). An MPNet student with its teacher's number of heads starts with the teacher's position
+    bias, whatever else it starts with: equation 7 leaves it out of the scores (``tinybert.capture``).
 
     Args:
         teacher: Any BERT-family model with or without a head; read only.
@@ -177,8 +198,11 @@ def make_student(
     init = init or ("random" if calibration is None else "closed_form")
     config = shrink_config(teacher.config, size)
     teacher_layers = map_layers(layer_map, size.layers, teacher.config.num_hidden_layers)
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [teacher.config.layer_types[layer - 1] for layer in teacher_layers]
     set_seed(seed)
     student = type(teacher)(config).float()
+    _copy_position_bias(teacher, student)
     if init == "copy":
         _copy_layers(teacher, student, teacher_layers)
     elif init == "closed_form":
@@ -246,12 +270,31 @@ def padded_batches(
     return [dict(tokenizer.pad(ordered[i : i + 32], return_tensors="pt")) for i in starts]  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def _copy_position_bias(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Copy MPNet's table of biases by distance (buckets, heads), which all of its layers share."""
+    source = teacher.state_dict()
+    for name, table in student.named_parameters():
+        if name.endswith("encoder.relative_attention_bias.weight") and table.shape == source[name].shape:
+            table.copy_(source[name])
+
+
 def _copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, teacher_layers: tuple[int, ...]) -> None:
-    """Copy embeddings, head and the mapped layers by name: layer m - 1 takes the weights of g(m) - 1."""
+    """Copy embeddings, head and the mapped layers by name: layer m - 1 takes the weights of g(m) - 1.
+
+    Layers that share their weights (ALBERT) are copied once, as they are.
+    """
     source = teacher.state_dict()
     copied = {}
     for name, tensor in student.state_dict().items():
-        origin = re.sub(r"(?<=\blayer\.)(\d+)", lambda found: str(teacher_layers[int(found[0])] - 1), name)
+        origin = re.sub(
+            r"\b(layers?\.)(\d+)", lambda found: f"{found[1]}{teacher_layers[int(found[2])] - 1}", name
+        )
+        if origin not in source:
+            raise InputError(
+                f"cannot copy {name}: the teacher has no {origin}; map the teacher's first layer to the "
+                "student's first alone, or start at random"
+            )
         if source[origin].shape != tensor.shape:
             raise InputError(
                 f"cannot copy {name}: {tuple(source[origin].shape)} in the teacher, {tuple(tensor.shape)} in "

@@ -20,6 +20,8 @@ os.environ |= {
 import csv
 import gc
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,20 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
             gain = parameter.ndim == 1 and name.endswith("weight")
             parameter.normal_(mean=float(gain), std=0.2)
     return model.eval()
+
+
+def run_processes(count: int, script: Path, *arguments: object) -> None:
+    """Run a script in so many processes by torchrun, this folder before its arguments; fail as it does."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    done = subprocess.run(
+        [*launch, *map(str, (script, Path(__file__).parent, *arguments))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="session")

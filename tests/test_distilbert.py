@@ -1,8 +1,5 @@
 """The DistilBERT objective against torch's own losses, and tiny masked language models trained by it."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from conftest import PIECES, randomise
+from conftest import PIECES, randomise, run_processes
 from test_masked_words import FAMILIES
 from test_trainer import TEXTS, InOrder, copies, moved, settings
 from tinybert.capture import capture
@@ -464,20 +461,8 @@ def test_two_processes_make_the_student_of_one_with_the_same_global_batch(tmp_pa
     """The head runs at other places in each process, in one of them at none: no gradient may be missing."""
     script = tmp_path / "train.py"
     script.write_text(_TWO_PROCESSES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for processes, size in ((1, 2), (2, 1)):
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-        ]
-        arguments = [str(script), str(Path(__file__).parent), str(tmp_path), str(size)]
-        done = subprocess.run(
-            [*launch, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(1, script, tmp_path, 2)
+    run_processes(2, script, tmp_path, 1)
     alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("2-0", "1-0", "1-1"))
     for key, tensor in alone["weights"].items():
         assert torch.equal(first["weights"][key], second["weights"][key]), key

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from conftest import FILLERS, GOOD, QUICK, make_masked_lm
+from conftest import FILLERS, GOOD, QUICK, make_masked_lm, run_processes
 from test_models import TEACHER_WIDTH, published_projections, write_published
 from tinybert import general
 from tinybert.checkpoints import last_whole
@@ -421,8 +419,6 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from transformers import TrainerCallback
-from tinybert import general
 from tinybert.corpus_trainer import CorpusTrainer
 from test_general import distil
 
@@ -449,37 +445,16 @@ def test_two_processes_are_one_with_the_same_global_batch(
     """Each block is seen by exactly one of them, and the loss curve and the weights are the same."""
     script = tmp_path / "run.py"
     script.write_text(_TWO_PROCESSES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for processes, size in ((1, 16), (2, 8)):
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-        ]
-        arguments = [Path(__file__).parent, text, start_folder, tmp_path / f"run{processes}", size]
-        done = subprocess.run(
-            [*launch, str(script), *map(str, arguments), json.dumps(options)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        output = tmp_path / f"run{processes}"
+        run_processes(processes, script, text, start_folder, output, size, json.dumps(options))
     alone, together = (load_file(tmp_path / f"run{n}" / "model.safetensors") for n in (1, 2))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=0)
+    records = [json.loads((tmp_path / f"run{n}" / "run.json").read_text()) for n in (1, 2)]
     curves = [
-        [
-            entry["loss"]
-            for entry in json.loads((tmp_path / f"run{n}" / "run.json").read_text())["stages"]["general"][
-                "log"
-            ]
-            if "loss" in entry
-        ]
-        for n in (1, 2)
+        [entry["loss"] for entry in record["stages"]["general"]["log"] if "loss" in entry]
+        for record in records
     ]
     assert len(curves[0]) == 50
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)

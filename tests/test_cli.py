@@ -129,7 +129,11 @@ BAD_INPUTS = {
     "wider": Bad("distill", {"hidden_size": 64}, "hidden_size is 64: it must be from 1 to the teacher's 32"),
     "given and wider": Bad("distill", {"student": "{w}/wide"}, "is 64 wide, more than the teacher's 32"),
     "not divisible": Bad("distill", {"hidden_size": 18}, "hidden size 18 is not divisible by 4 att"),
-    "other heads": Bad("distill", {"heads": 2}, "2 attention heads and the teacher 4"),
+    "relation heads": Bad(
+        "distill",
+        {"relation_heads": 5},
+        "relation_heads is 5, .* both .* 16 .* 32: give 4",
+    ),
     "copy across widths": Bad("distill", {"init": "copy"}, "cannot copy .* in the teacher"),
     "vocabularies": Bad("distill", {"student": "{w}/foreign"}, "different vocabularies .25 and 25 .* '##s'"),
     "taken folder": Bad("distill", {"output_dir": "{w}/encoder"}, "encoder exists and is not empty"),

@@ -313,6 +313,73 @@ def test_the_fingerprint_is_a_fixed_function_of_the_rows(tmp_path: Path) -> None
     assert moved.fingerprint != data.fingerprint
 
 
+NAMED = [["joy", "fear"], [], ["anger"], ["fear"]]
+FLAGS = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]  # anger, fear, joy
+
+
+def write_lists(path: Path, lists: list[object]) -> Path:
+    rows = [json.dumps({"text": f"text {place}", "labels": cell}) for place, cell in enumerate(lists)]
+    return write(path, "\n".join(rows))
+
+
+def test_lists_of_labels_and_columns_of_zeros_and_ones_are_the_same_rows(tmp_path: Path) -> None:
+    """Both forms are common, and a teacher's order of labels wins over either."""
+    lists = load_data(write_lists(tmp_path / "a.jsonl", NAMED))
+    assert (lists.kind, lists.label_names, lists.metric) == (
+        "multi_label",
+        ("anger", "fear", "joy"),
+        "f1_micro",
+    )
+    assert lists.rows["label"] == FLAGS
+    rows = ["text,anger,fear,joy", "text 0,0,1,True", "text 1,0,0,0", "text 2,1,0,0.0", "text 3,0,1,false"]
+    flags = load_data(write(tmp_path / "b.csv", "\n".join(rows)), label_columns=["anger", "fear", "joy"])
+    assert flags.rows["label"] == FLAGS
+    assert flags.fingerprint == lists.fingerprint
+    teacher = ("joy", "anger", "fear")
+    turned = [[row[2], row[0], row[1]] for row in FLAGS]
+    for source, columns in (("a.jsonl", None), ("b.csv", ["fear", "anger", "joy"])):
+        data = load_data(tmp_path / source, label_columns=columns, label_names=teacher)
+        assert (data.label_names, data.rows["label"]) == (teacher, turned)
+
+
+def test_lists_of_ids_and_parquet_lists_with_class_names_are_understood(tmp_path: Path) -> None:
+    """The hub keeps ids with their names beside them."""
+    ids = load_data(write_lists(tmp_path / "a.jsonl", [[2, 1], [], [0], [1]]))
+    assert (ids.label_names, ids.rows["label"]) == (("0", "1", "2"), FLAGS)
+    feature = datasets.List(datasets.ClassLabel(names=["anger", "fear", "joy"]))
+    rows = {"text": ["a", "b", "c", "d"], "labels": [[2, 1], [], [0], [1]]}
+    hub = datasets.Dataset.from_dict(
+        rows, features=datasets.Features({"text": datasets.Value("string"), "labels": feature})
+    )
+    hub.to_parquet(tmp_path / "b.parquet")
+    data = load_data(tmp_path / "b.parquet")
+    assert (data.label_names, data.rows["label"]) == (("anger", "fear", "joy"), FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "words"),
+    [
+        ([["joy"], None], {}, "the labels of row 2 are missing: give a list, which may be empty"),
+        ([["joy"], ["fear", " "]], {}, "label '' in row 2 is empty"),
+        ([["joy"], []], {}, "expected two or more"),
+        ([["joy"], ["fear"]], {"label_names": ("joy", "anger")}, "label 'fear' in row 2 is not one of"),
+        ([["joy"], ["fear"]], {"kind": "classification"}, "are multi_label, and classification is expected"),
+        (["joy", "fear"], {"kind": "multi_label"}, "holds one label a row, and any number"),
+        ([1, 2], {"label_columns": ["labels"]}, "expected two or more different columns"),
+        ([1, 2], {"label_columns": ["labels", "joy"]}, "expected two or more different columns"),
+        ([1, 2], {"label_columns": ["labels", "text"]}, "'labels' is '2' in row 2: expected 0 or 1"),
+        ([1, 0], {"label_columns": ["labels", "text"], "label_names": ("a", "b")}, "name the columns so"),
+    ],
+)
+def test_labels_of_any_number_that_are_none_are_refused(
+    lists: list[object], options: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """One line that names the row."""
+    with pytest.raises(InputError, match=words) as caught:
+        load_data(write_lists(tmp_path / "a.jsonl", lists), **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_tokens_are_those_of_the_tokenizer_and_labels_follow(tmp_path: Path, tokenizer) -> None:
     """The model would be fed other tokens than at inference, or the labels of other rows."""
     path = write(tmp_path / "t.csv", "sentence1,sentence2,label\na good film,bad,1\nthe film,a a a a a a,0\n")

@@ -1,9 +1,11 @@
 """Predicting and scoring: in the order of the rows, without a trace in the model."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,15 @@ def test_the_chance_level_is_the_share_of_the_most_frequent_class(data: TaskData
     """Three of five rows are of class 0: a teacher at 60 % knows nothing."""
     assert chance_level(data) == ("accuracy", pytest.approx(0.6))
     assert chance_level(replace(data, kind="regression")) == ("pearson", 0.0)
+
+
+def test_the_chance_level_of_several_labels_is_the_best_constant_answer(data: TaskData) -> None:
+    """Tried against every set of labels; all of them, where each is in half of the rows or more."""
+    flags = np.random.default_rng(0).random((60, 4)) < np.array([0.7, 0.5, 0.2, 0.05])
+    rows = datasets.Dataset.from_dict({"label": flags.astype(np.float32)})
+    several = replace(data, kind="multi_label", rows=rows)
+    best = max(
+        score(several, np.tile(np.where(answer, 1.0, -1.0), (60, 1)))["f1_micro"]
+        for answer in itertools.product([False, True], repeat=4)
+    )
+    assert chance_level(several) == ("f1_micro", pytest.approx(best))

@@ -1,6 +1,8 @@
 """The loss functions against plain float64 arithmetic, torch's own losses and the reference's formulas."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from tinybert.losses import (
     GRAM_FROM_LENGTH,
     Counts,
     attention_loss,
+    check_relation_heads,
     gold_label_loss,
     hidden_loss,
+    multi_label_loss,
     score_loss,
     soft_label_loss,
 )
@@ -26,12 +30,20 @@ SCALING = {"student_scaling": 5**-0.5, "teacher_scaling": 8**-0.5}
 
 
 def make_states(
-    length: int, dtype: torch.dtype = torch.float32, heads: int = 3, batch: int = 4
+    length: int,
+    dtype: torch.dtype = torch.float32,
+    heads: int = 3,
+    batch: int = 4,
+    shapes: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Student and teacher queries and keys, laid out as attention makes them, and a ragged mask."""
+    """Student and teacher queries and keys, laid out as attention makes them, and a ragged mask.
+
+    ``shapes`` are the heads and head size of the student, then of the teacher.
+    """
     torch.manual_seed(length)
-    sizes = (5, 5, 8, 8)
-    states = [torch.randn(batch, length, heads, size).to(dtype).transpose(1, 2) for size in sizes]
+    of_student, of_teacher = shapes or ((heads, 5), (heads, 8))
+    both = (of_student, of_student, of_teacher, of_teacher)
+    states = [torch.randn(batch, length, *shape).to(dtype).transpose(1, 2) for shape in both]
     lengths = torch.randint(1, length + 1, (batch, 1))
     lengths[0] = length
     for state in states[:2]:
@@ -48,6 +60,23 @@ def plain_attention_loss(states: list[Tensor], attention_mask: Tensor) -> Tensor
             at = (row, head, slice(length))
             student_scores = student_queries[at] @ student_keys[at].T * SCALING["student_scaling"]
             teacher_scores = teacher_queries[at] @ teacher_keys[at].T * SCALING["teacher_scaling"]
+            squares.append((student_scores - teacher_scores).square().sum())
+            entries += length * length
+    return torch.stack(squares).sum() / entries
+
+
+def plain_relation_loss(states: list[Tensor], attention_mask: Tensor, relation_heads: int) -> Tensor:
+    """The same by relation heads: one sentence's heads written side by side, then cut into equal columns."""
+    squares, entries = [], 0
+    for row, length in enumerate(attention_mask.sum(dim=-1).tolist()):
+        cut = []
+        for state in states:
+            joined = torch.cat([state[row, head, :length].double() for head in range(state.shape[1])], dim=1)
+            size = joined.shape[1] // relation_heads
+            cut.append([joined[:, size * r : size * (r + 1)] for r in range(relation_heads)])
+        for student_q, student_k, teacher_q, teacher_k in zip(*cut, strict=True):
+            student_scores = student_q @ student_k.T / student_q.shape[1] ** 0.5
+            teacher_scores = teacher_q @ teacher_k.T / teacher_q.shape[1] ** 0.5
             squares.append((student_scores - teacher_scores).square().sum())
             entries += length * length
     return torch.stack(squares).sum() / entries
@@ -199,13 +228,130 @@ def test_reference_mode_repeats_the_reference_attention_loss(length: int) -> Non
         assert error(gradient, true) < 1e-6
 
 
-def test_different_numbers_of_heads_are_refused() -> None:
-    """Broadcasting would compare heads that have nothing to do with each other."""
-    states, attention_mask = make_states(6)
-    with pytest.raises(
-        InputError, match=r"student has 3 attention heads and the teacher 1.*attention_weight"
-    ):
-        attention_loss(*states[:2], *(state[:, :1] for state in states[2:]), attention_mask, **SCALING)
+# Heads and head sizes of students 48 wide and teachers 96 wide.
+UNEQUAL = ((16, 3), (12, 8))
+FEWER = ((4, 12), (12, 8))
+COPRIME = ((3, 16), (4, 24))
+EQUAL = ((12, 4), (12, 8))
+
+
+@pytest.mark.parametrize("length", [7, 130])
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize(
+    ("shapes", "relation_heads", "expected"),
+    [
+        (UNEQUAL, None, 4),
+        (FEWER, None, 4),
+        (COPRIME, None, 1),
+        (UNEQUAL, 1, 1),
+        (UNEQUAL, 6, 6),  # parts of some heads beside whole ones
+        (UNEQUAL, 48, 48),
+        (EQUAL, 3, 3),
+        (EQUAL, 24, 24),
+    ],
+)
+def test_relation_heads_equal_plain_float64_arithmetic(
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+    relation_heads: int | None,
+    expected: int,
+    form: str | None,
+    length: int,
+) -> None:
+    """Split along the wrong axis, tokens or heads of a sentence would be compared with strangers."""
+    states, attention_mask = make_states(length, shapes=shapes)
+    loss = attention_loss(*states, attention_mask, form=form, relation_heads=relation_heads, **SCALING)
+    truth = plain_relation_loss(states, attention_mask, expected)
+    assert loss > 0
+    assert error(loss, truth) < 1e-6
+    for gradient, true in zip(gradients(loss, states), gradients(truth, states), strict=True):
+        assert error(gradient, true) < 2e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_relation_heads_as_many_as_heads_are_the_heads_bit_for_bit(form: str) -> None:
+    """Relation heads lead on from equation 7: where each is one head, nothing may differ."""
+    states, attention_mask = make_states(70)
+    heads = attention_loss(*states, attention_mask, form=form, **SCALING)
+    relations = attention_loss(*states, attention_mask, form=form, relation_heads=3, **SCALING)
+    assert torch.equal(relations, heads)
+    for found, expected in zip(gradients(relations, states), gradients(heads, states), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_equal_numbers_of_heads_are_compared_as_they_are_by_the_models_own_scaling() -> None:
+    """A run between equal heads must not change by a bit for what was made for unequal ones."""
+    states, attention_mask = make_states(20)
+    real = attention_mask[:, None, :, None].float()
+    scaled = [states[place].contiguous() * (real * factor) for place, factor in ((0, 0.3), (2, 0.7))]
+    keys = [states[place].contiguous() * real for place in (1, 3)]
+    difference = scaled[0] @ keys[0].mT - scaled[1] @ keys[1].mT
+    expected = difference.square().sum() / (3 * Counts.of(attention_mask).pairs)
+    loss = attention_loss(*states, attention_mask, student_scaling=0.3, teacher_scaling=0.7)
+    assert torch.equal(loss, expected)
+    assert not torch.equal(loss, attention_loss(*states, attention_mask, relation_heads=3, **SCALING))
+
+
+def test_a_relation_head_of_whole_heads_scores_their_sum() -> None:
+    """What the documentation says differs from equation 7: 12 heads in 4 are summed by threes."""
+    states, attention_mask = make_states(9, shapes=FEWER)
+    student_scores, head_scores = (
+        queries @ keys.mT / queries.shape[-1] ** 0.5 for queries, keys in (states[:2], states[2:])
+    )
+    teacher_scores = head_scores.unflatten(1, (4, 3)).sum(dim=2) / 3**0.5
+    real = attention_mask[:, None, :, None] * attention_mask[:, None, None, :]
+    squares = (student_scores - teacher_scores).square() * real
+    loss = attention_loss(*states, attention_mask, **SCALING)
+    torch.testing.assert_close(loss, squares.sum() / (4 * real.sum()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_neither_padding_nor_the_cut_of_batches_changes_the_loss_of_relation_heads(form: str) -> None:
+    """The same sentences must teach the same, whatever they are batched with."""
+    states, attention_mask = make_states(20, shapes=UNEQUAL)
+    loss = attention_loss(*states, attention_mask, form=form, **SCALING)
+    found = gradients(loss, states)
+    spoilt = [torch.where(attention_mask.bool()[:, None, :, None], state, 1e3) for state in states]
+    torch.testing.assert_close(attention_loss(*spoilt, attention_mask, form=form, **SCALING), loss)
+    pairs, total = Counts.of(attention_mask).pairs, torch.zeros(())
+    for row, length in enumerate(attention_mask.sum(dim=-1).tolist()):
+        alone = [state[row : row + 1, :, :length] for state in states]
+        total = total + attention_loss(*alone, torch.ones(1, length), form=form, pairs=pairs, **SCALING)
+    torch.testing.assert_close(total, loss)
+    for gradient, summed in zip(found, gradients(total, states), strict=True):
+        torch.testing.assert_close(gradient, summed)
+        assert gradient.transpose(1, 2)[~attention_mask.bool()].abs().sum() == 0
+
+
+@pytest.mark.parametrize(("length", "makes_scores"), [(287, True), (288, False)])
+def test_larger_relation_heads_are_scored_longer(length: int, makes_scores: bool) -> None:
+    """Gram matrices grow with the square of a head's size: thrice as large, they pay thrice as late."""
+    assert GRAM_FROM_LENGTH == 288 / 3
+    states, attention_mask = make_states(length, shapes=UNEQUAL, batch=2)
+    with LargestProduct(length) as watch:
+        attention_loss(*states, attention_mask, **SCALING).backward()
+    assert watch.seen == makes_scores
+
+
+@pytest.mark.parametrize(("relation_heads", "nearest"), [(0, 1), (-3, 1), (5, 4), (15, 16), (96, 48)])
+def test_relation_heads_that_do_not_divide_both_widths_are_refused(relation_heads: int, nearest: int) -> None:
+    """The message leads to a number that works, and that number does."""
+    states, attention_mask = make_states(6, shapes=UNEQUAL)
+    message = (
+        f"relation_heads is {relation_heads}, which does not divide both the student's width 48 and the "
+        f"teacher's 96: give {nearest}, the nearest that does"
+    )
+    with pytest.raises(InputError, match=f"^{message}$"):
+        attention_loss(*states, attention_mask, relation_heads=relation_heads, **SCALING)
+    check_relation_heads(nearest, 48, 96)
+    assert attention_loss(*states, attention_mask, relation_heads=nearest, **SCALING) > 0
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64), st.integers(1, 64))
+def test_the_greatest_common_divisor_of_heads_always_fits(
+    heads: int, size: int, teacher_heads: int, teacher_size: int
+) -> None:
+    """The default is taken without a check: what divides the heads divides what they are joined to."""
+    check_relation_heads(math.gcd(heads, teacher_heads), heads * size, teacher_heads * teacher_size)
 
 
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-6), (True, 5e-3)])
@@ -299,7 +445,7 @@ def test_a_repeated_batch_gives_the_same_prediction_losses() -> None:
     )
 
 
-def _attention(student: Tensor, teacher: Tensor, mask: Tensor, **options: str) -> Tensor:
+def _attention(student: Tensor, teacher: Tensor, mask: Tensor, **options: Any) -> Tensor:
     heads = [tensor.unflatten(-1, (2, -1)).transpose(1, 2) for tensor in (student, teacher)]
     return attention_loss(heads[0], heads[0], heads[1], heads[1], mask, **SCALING, **options)
 
@@ -310,12 +456,13 @@ def _attention(student: Tensor, teacher: Tensor, mask: Tensor, **options: str) -
         lambda s, t, mask: _attention(s, t, mask, form="direct"),
         lambda s, t, mask: _attention(s, t, mask, form="gram"),
         lambda s, t, mask: _attention(s, t, mask, padding="reference"),
+        lambda s, t, mask: _attention(s, t, mask, relation_heads=3),
         lambda s, t, mask: hidden_loss(s, t, nn.Identity(), mask),
         lambda s, t, mask: hidden_loss(s, t, nn.Identity(), mask, padding="reference"),
         lambda s, t, mask: soft_label_loss(s[:, 0], t[:, 0]),
         lambda s, t, mask: score_loss(s[:, 0, :1], t[:, 0, 0]),
     ],
-    ids=["direct", "gram", "reference", "hidden", "hidden-reference", "soft", "score"],
+    ids=["direct", "gram", "reference", "relations", "hidden", "hidden-reference", "soft", "score"],
 )
 def test_no_loss_sends_a_gradient_to_the_teacher(loss: Callable[..., Tensor]) -> None:
     """A teacher that moves towards its student makes the loss fall and the student no better."""
@@ -332,3 +479,18 @@ def test_counts_hold_examples_tokens_and_pairs_of_any_mask_type(dtype: torch.dty
     """Tokenizers give integer masks, collators boolean ones: the divisor must not depend on it."""
     counts = Counts.of(torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=dtype))
     assert [count.item() for count in counts] == [2, 4, 10]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_multi_label_loss_is_binary_cross_entropy_on_each(temperature: float) -> None:
+    """Written out with logarithms; its gradient keeps its size when the temperature changes."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+    p, q = torch.sigmoid(teacher / temperature), torch.sigmoid(student / temperature)
+    wanted = -(p * q.log() + (1 - p) * (1 - q).log()).sum() / 5 * temperature**2
+    found = multi_label_loss(student, p, temperature=temperature)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, wanted)))
+    halves = [multi_label_loss(student[i], p[i], examples=torch.tensor(5.0)) for i in (slice(2), slice(2, 5))]
+    torch.testing.assert_close(sum(halves), multi_label_loss(student, p))

@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
     BertForSequenceClassification,
     BertTokenizerFast,
+    MPNetConfig,
     PreTrainedModel,
+    RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from conftest import PIECES, randomise
@@ -30,9 +34,11 @@ from tinybert.models import (
     open_encoder,
     open_masked_lm,
     open_tokenizer,
+    positions_of,
     read_projections,
 )
 from tinybert.objective import DistillationLoss
+from tinybert.rows import classes
 
 Make = Callable[..., PreTrainedModel]
 Save = Callable[[PreTrainedModel, Path], Path]
@@ -173,11 +179,13 @@ def test_a_model_without_a_task_head_is_refused_as_a_classifier(
             open_classifier(str(folder))
 
 
-def test_a_multi_label_classifier_is_refused(classifier_folder: Path) -> None:
+def test_a_multi_label_classifier_says_so(classifier_folder: Path) -> None:
     """Its classes do not exclude each other: a softmax over them would teach something it never said."""
     change_config(classifier_folder, problem_type="multi_label_classification")
-    with pytest.raises(InputError, match="is a multi-label classifier, which cannot be distilled"):
-        open_classifier(str(classifier_folder))
+    assert classes(open_classifier(str(classifier_folder))) == ("multi_label", NAMES)
+    model = new_classifier(str(classifier_folder), NAMES, is_multi_label=True)
+    assert classes(model) == ("multi_label", NAMES)
+    assert classes(new_classifier(str(classifier_folder), NAMES)) == ("classification", NAMES)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
@@ -516,3 +524,16 @@ def test_what_other_libraries_say_is_made_one_line_of_300_characters() -> None:
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(ValueError("x" * 300)) == "x" * 300
     assert one_line(ValueError("x" * 301)) == "x" * 297 + "..."
+
+
+@pytest.mark.parametrize(
+    ("build", "pad"), [(BertConfig, 0), (RobertaConfig, 1), (XLMRobertaConfig, 0), (MPNetConfig, 0)]
+)
+def test_the_longest_input_is_one_that_the_model_takes(build: type, pad: int) -> None:
+    """One piece more is an index error in the middle of an epoch."""
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = build(vocab_size=20, max_position_embeddings=12, pad_token_id=pad, **shape)
+    model, longest = AutoModel.from_config(config).eval(), positions_of(config)
+    model(torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest + 1), 5))

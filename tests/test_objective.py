@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinybert.errors import InputError
-from tinybert.losses import Counts, States
+from tinybert.losses import Counts, States, attention_loss
 from tinybert.objective import DistillationLoss, LossWeights
 
 STUDENT_SIZE, TEACHER_SIZE, HEADS, LENGTH, BATCH, CLASSES = 6, 8, 2, 7, 4, 3
@@ -21,27 +21,28 @@ ALL_PARTS = {"embedding", "hidden_1", "hidden_2", "attention_1", "attention_2", 
 EVERYTHING = LossWeights(gold=1.0)
 
 
-def make_states(layers: int, hidden_size: int, seed: int) -> States:
+def make_states(layers: int, hidden_size: int, seed: int, heads: int = HEADS) -> States:
     """Random states of a model with ``layers`` layers, gradients wanted."""
     torch.manual_seed(seed)
 
     def leaves(count: int, *shape: int) -> tuple[Tensor, ...]:
         return tuple(torch.randn(BATCH, *shape, requires_grad=True) for _ in range(count))
 
-    head_size = hidden_size // HEADS
+    head_size = hidden_size // heads
     return States(
         hidden=leaves(layers + 1, LENGTH, hidden_size),
-        queries=leaves(layers, HEADS, LENGTH, head_size),
-        keys=leaves(layers, HEADS, LENGTH, head_size),
+        queries=leaves(layers, heads, LENGTH, head_size),
+        keys=leaves(layers, heads, LENGTH, head_size),
         scaling=(head_size**-0.5,) * layers,
         logits=leaves(1, CLASSES)[0],
     )
 
 
-def make_batch() -> tuple[States, States, Tensor]:
+def make_batch(student_heads: int = HEADS) -> tuple[States, States, Tensor]:
     """Student, teacher and a mask with 17 real tokens in four sentences."""
     attention_mask = (torch.arange(LENGTH) < torch.tensor([[7], [3], [1], [6]])).long()
-    return make_states(2, STUDENT_SIZE, seed=1), make_states(4, TEACHER_SIZE, seed=2), attention_mask
+    student = make_states(2, STUDENT_SIZE, seed=1, heads=student_heads)
+    return student, make_states(4, TEACHER_SIZE, seed=2), attention_mask
 
 
 def make_objective(weights: LossWeights | None = None, **options: object) -> DistillationLoss:
@@ -108,9 +109,10 @@ def test_each_student_layer_reads_the_teacher_layer_it_is_mapped_to() -> None:
     assert [changed("keys", layer) for layer in range(4)] == expected_attention
 
 
-def test_padding_changes_no_part() -> None:
+@pytest.mark.parametrize("student_heads", [HEADS, 3])
+def test_padding_changes_no_part(student_heads: int) -> None:
     """The same sentences in a longer batch must give the same loss, whatever stands in the padding."""
-    student, teacher, attention_mask = make_batch()
+    student, teacher, attention_mask = make_batch(student_heads)
     objective = make_objective(EVERYTHING)
     whole = objective(student, teacher, attention_mask, LABELS)
 
@@ -140,6 +142,38 @@ def test_padding_changes_no_part() -> None:
     assert_equal_parts(sums, whole)
 
 
+@pytest.mark.parametrize(("student_heads", "relation_heads"), [(3, None), (6, None), (3, 2), (2, 1)])
+def test_attention_parts_are_compared_by_relation_heads(
+    student_heads: int, relation_heads: int | None
+) -> None:
+    """An option that does not reach the loss would compare other heads than asked for, in silence."""
+    student, teacher, attention_mask = make_batch(student_heads)
+    parts = make_objective(EVERYTHING, relation_heads=relation_heads)(
+        student, teacher, attention_mask, LABELS
+    )
+    for m, g in enumerate(LAYER_MAP, start=1):
+        expected = attention_loss(
+            student.queries[m - 1],
+            student.keys[m - 1],
+            teacher.queries[g - 1],
+            teacher.keys[g - 1],
+            attention_mask,
+            student_scaling=1.0,
+            teacher_scaling=1.0,
+            relation_heads=relation_heads or {3: 1, 6: 2}[student_heads],
+        )
+        assert parts.pop(f"attention_{m}") == expected > 0
+    others = make_objective(EVERYTHING)(student, teacher, attention_mask, LABELS)
+    assert_equal_parts(parts, {name: others[name] for name in ALL_PARTS - {"attention_1", "attention_2"}})
+
+
+def test_relation_heads_that_do_not_fit_are_refused_when_the_loss_is_made() -> None:
+    """Found out at the first step, it would be after the data was read and the folder claimed."""
+    with pytest.raises(InputError, match=r"relation_heads is 4, .* width 6 and the teacher's 8: give 2,"):
+        make_objective(relation_heads=4)
+    make_objective(LossWeights(attention=0), relation_heads=4)  # the prediction stage reads no scores
+
+
 def test_padding_gets_no_gradient() -> None:
     """A gradient at padded positions would be noise added to every update."""
     student, teacher, attention_mask = make_batch()
@@ -154,7 +188,7 @@ def test_padding_gets_no_gradient() -> None:
         assert gradient[~real].abs().sum() == 0
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
 def test_pieces_of_a_batch_add_up_to_the_whole_given_its_counts(kind: str) -> None:
     """Accumulated and distributed batches must train as one large batch does, ragged or not."""
     student, teacher, attention_mask = make_batch()
@@ -162,6 +196,8 @@ def test_pieces_of_a_batch_add_up_to_the_whole_given_its_counts(kind: str) -> No
     if kind == "regression":
         student, teacher = (replace(s, logits=s.logits[:, :1]) for s in (student, teacher))  # type: ignore[index]
         labels = LABELS.float()
+    if kind == "multi_label":
+        labels = torch.eye(student.logits.shape[1])[LABELS]  # type: ignore[union-attr]
     objective = make_objective(EVERYTHING, kind=kind)
     whole = objective(student, teacher, attention_mask, labels)
     counts = Counts.of(attention_mask)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 from conftest import BAD, FILLERS, GOOD, QUICK, sentence, toy_rows, write_csv
 from tinybert.data import load_data
@@ -376,7 +376,7 @@ def test_pairs_go_end_to_end(tmp_path: Path, start_folder: Path) -> None:
     for seed, (name, count) in enumerate({"train": 96, "eval": 33}.items()):
         rows = [("the plot", text, label) for text, label in toy_rows(count, seed)]
         paths[name] = str(write_csv(tmp_path / f"{name}.csv", rows, ("sentence1", "sentence2", "label")))
-    config = TrainingConfig(str(tmp_path / "teacher"), num_train_epochs=12, learning_rate=6e-3, **QUICK)
+    config = TrainingConfig(str(tmp_path / "teacher"), num_train_epochs=10, learning_rate=6e-3, **QUICK)
     taught = finetune(FinetuneArguments(**paths, model=str(start_folder), max_length=20), config)
     assert taught.figures[-1].metrics["accuracy"] > 0.75
     result = distill(paths, taught.output_dir, tmp_path / "student", **SHORT | {"max_length": 20})
@@ -432,3 +432,50 @@ def test_a_teacher_no_better_than_chance_needs_force_and_then_there_is_a_warning
     result = distill(toy, tmp_path / "teacher", tmp_path / "student", **SHORT, force=True)
     assert "no better than chance" in caplog.text
     assert (result.output_dir / "model.safetensors").exists()
+
+
+def multi_label_rows(count: int, seed: int) -> list[list[object]]:
+    """Texts, and whether a good word, a bad one, and the word film are in them."""
+    draw = random.Random(seed)
+    rows: list[list[object]] = []
+    for _ in range(count):
+        words = draw.choices(FILLERS, k=draw.randint(2, 6))
+        words += draw.sample(GOOD, draw.randint(0, 1)) + draw.sample(BAD, draw.randint(0, 1))
+        draw.shuffle(words)
+        rows.append([" ".join(words), *(int(bool(set(words) & set(some))) for some in (GOOD, BAD, ["film"]))])
+    return rows
+
+
+def test_labels_of_any_number_go_through_every_command(tmp_path: Path, start_folder: Path) -> None:
+    """Several may hold at once, or none: softmax and argmax would have lost most of them."""
+    header = ("text", "good", "bad", "film")
+    rows = {
+        "train": str(write_csv(tmp_path / "train.csv", multi_label_rows(400, 0), header)),
+        "eval": str(write_csv(tmp_path / "dev.csv", multi_label_rows(40, 1), header)),
+    }
+    labels = {"label_columns": ["good", "bad", "film"]}
+    config = TrainingConfig(str(tmp_path / "teacher"), num_train_epochs=10, learning_rate=6e-3, **QUICK)
+    teacher = finetune(FinetuneArguments(**rows, **labels, model=str(start_folder), max_length=16), config)
+    assert teacher.metric == "f1_micro"
+    assert teacher.figures[-1].metrics["f1_micro"] > 0.95
+    student = distill(rows, teacher.output_dir, tmp_path / "student", {"gold_weight": 0.5}, **labels)
+    assert student.figures[-1].metrics["f1_micro"] > 0.9
+    folder = str(student.output_dir)
+    held_out = [
+        (str(text), [name for name, flag in zip(header[1:], flags, strict=True) if flag])
+        for text, *flags in multi_label_rows(40, 1)
+    ]
+    listed = tmp_path / "dev.jsonl"
+    listed.write_text("\n".join(json.dumps({"text": text, "labels": names}) for text, names in held_out))
+    metrics = evaluate(EvaluateArguments(model=folder, data=str(listed), max_length=16))
+    assert metrics == pytest.approx(student.figures[-1].metrics)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.problem_type == "multi_label_classification"
+    assert [model.config.id2label[place] for place in range(3)] == ["good", "bad", "film"]
+    classify = pipeline("text-classification", folder, top_k=None)
+    right = [
+        (entry["score"] > 0.5) == (entry["label"] in names)
+        for text, names in held_out
+        for entry in classify([text])[0]
+    ]
+    assert sum(right) / len(right) > 0.9, "each label has a sigmoid of its own"

@@ -194,3 +194,18 @@ def test_a_label_that_means_nothing_is_named(values, kind, given_names, message:
     """Rows would be trained on a class that the model does not have."""
     with pytest.raises(InputError, match=message):
         read_labels(values, kind, given_names, (), where)
+
+
+def test_multi_label_metrics_are_those_of_the_definition() -> None:
+    """Counted by hand: a logit above 0 is a yes."""
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(50, 4)), generator.integers(0, 2, (50, 4))
+    yes, true = logits > 0, labels == 1
+    hits, said, held = (yes & true).sum(0), yes.sum(0), true.sum(0)
+    found = compute_metrics("multi_label", logits, labels.astype(np.float32))
+    assert found["f1_micro"] == pytest.approx(2 * hits.sum() / (said.sum() + held.sum()))
+    assert found["f1_macro"] == pytest.approx((2 * hits / (said + held)).mean())
+    assert found["accuracy"] == pytest.approx((yes == true).all(1).mean())
+    assert compute_metrics("multi_label", np.full((2, 2), -1.0), np.zeros((2, 2)))["f1_micro"] == 0.0
+    with pytest.raises(InputError, match=r"expected \(N, labels\) twice"):
+        compute_metrics("multi_label", logits, labels[:, :3])

@@ -1,8 +1,5 @@
 """Training: what moves, what must not, and that interruption, padding and batching change nothing."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,13 @@ from transformers import (
     BertForSequenceClassification,
     BertTokenizerFast,
     DataCollatorWithPadding,
-    MPNetConfig,
-    MPNetModel,
+    DebertaV2Config,
+    DebertaV2Model,
     PreTrainedModel,
     TrainerCallback,
 )
 
+from conftest import run_processes
 from tinybert.capture import capture
 from tinybert.errors import InputError
 from tinybert.losses import Counts
@@ -512,12 +510,12 @@ def test_a_model_whose_scores_cannot_be_captured_is_refused_before_training(
     make_trainer: Parts, student: PreTrainedModel
 ) -> None:
     """Found out at the first step, it would be after the data was read and the folder claimed."""
-    teacher = MPNetModel(
-        MPNetConfig(
+    teacher = DebertaV2Model(
+        DebertaV2Config(
             vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32
         )
     )
-    with pytest.raises(InputError, match="MPNetModel cannot be captured"):
+    with pytest.raises(InputError, match="DebertaV2Model cannot be captured"):
         make_trainer(teacher=teacher, prediction_weight=0.0)
     before = copies(student)
     make_trainer(teacher=teacher, prediction_weight=0.0, attention_weight=0.0).train()
@@ -533,6 +531,8 @@ def test_a_model_whose_scores_cannot_be_captured_is_refused_before_training(
         ({"layer_map": ["3", "1"]}, r"\(3, 1\) decreases"),
         ({"layer_weights": [1.0]}, "got 1 layer weights for 2 student layers"),
         ({"hidden_weight": -1.0}, "must not be negative"),
+        ({"relation_heads": 0}, "--relation_heads must be 1 or more, got 0"),
+        ({"relation_heads": 5}, "relation_heads is 5, .* width 16 and the teacher's 32: give 4, the nearest"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -541,6 +541,35 @@ def test_settings_that_do_not_fit_are_refused(
     """Each is a mistyped option: it must not end in a traceback, nor in training something else."""
     with pytest.raises(InputError, match=message):
         make_trainer(**options)
+
+
+@pytest.mark.parametrize("relation_heads", [None, 1, 16])
+def test_a_student_learns_the_attention_of_a_teacher_with_more_heads(
+    make_trainer: Parts, tiny_encoder: Callable[..., PreTrainedModel], relation_heads: int | None
+) -> None:
+    """Models that exist rarely have the same number of heads: 4, and 12 of its teacher."""
+    teacher = tiny_encoder("bert", hidden_size=48, num_attention_heads=12)
+    student = make_student(teacher, StudentSize(layers=2, hidden_size=16, intermediate_size=24, heads=4))
+    before, teacher_before = copies(student), copies(teacher)
+    trainer = make_trainer(
+        model=student,
+        teacher=teacher,
+        relation_heads=relation_heads,
+        prediction_weight=0.0,
+        embedding_weight=0.0,
+        hidden_weight=0.0,
+        per_device_train_batch_size=8,
+        lr_scheduler_type="constant",
+        max_steps=15,
+    )
+    assert trainer.objective.relation_heads == relation_heads
+    first = trainer.evaluate()
+    trainer.train()
+    last = trainer.evaluate()
+    for name in ("attention_1", "attention_2"):
+        assert 0 < last[f"eval_{name}_loss"] < 0.9 * first[f"eval_{name}_loss"]
+    assert moved(student, before)
+    assert not moved(teacher, teacher_before)
 
 
 def test_an_explicit_layer_map_is_read_from_option_words(tmp_path: Path) -> None:
@@ -677,15 +706,8 @@ def test_two_processes_make_the_student_of_one_with_the_same_global_batch(tmp_pa
     """Unsynchronised projections, or losses divided by one process's counts, would teach otherwise."""
     script = tmp_path / "train.py"
     script.write_text(_TWO_PROCESSES)
-    here = str(Path(__file__).parent)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for processes, size in ((1, 2), (2, 1)):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        arguments = [f"--nproc_per_node={processes}", str(script), here, str(tmp_path), str(size), stage]
-        done = subprocess.run(
-            [*launch, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(1, script, tmp_path, 2, stage)
+    run_processes(2, script, tmp_path, 1, stage)
     alone = torch.load(tmp_path / f"{stage}-2-0.pt")
     first, second = (torch.load(tmp_path / f"{stage}-1-{process}.pt") for process in (0, 1))
     for name in ("student", "projections"):

@@ -255,10 +255,12 @@ class _Agreement:
     def __init__(self, arguments: AugmentArguments, job: AugmentJob, task: Task | None) -> None:
         self.model = models.open_classifier(str(arguments.teacher))
         self.names = models.label_names(self.model.config)
-        if not self.names:
+        several = self.model.config.problem_type == "multi_label_classification"
+        if several or not self.names:
+            does = "multi-label classification" if several else "regression"
             raise InputError(
-                f"--keep_if_teacher_agrees asks for the probability of a class, and {arguments.teacher} does "
-                "regression: leave it out"
+                f"--keep_if_teacher_agrees asks for the probability of one class, and {arguments.teacher} "
+                f"does {does}: leave it out"
             )
         self.tokenizer = models.open_tokenizer(str(arguments.teacher))
         self.model.to(_processes().device)  # type: ignore[arg-type]

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,6 +15,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from tinybert.errors import InputError, one_line
+from tinybert.row_store import row_fingerprint, store_rows
 from tinybert.tables import ENDINGS as ENDINGS
 from tinybert.tables import Source, open_source
 from tinybert.tasks import (
@@ -39,8 +38,8 @@ class TaskData:
 
     Attributes:
         rows: Columns ``text``, ``text_pair`` (for pairs) and, if labelled, ``label``: a class id (int64) or a
-            score (float64).
-        kind: Classification or regression.
+            score (float64), or for multi_label a list of zeros and ones (float32), one for each name.
+        kind: Classification, regression or multi_label.
         label_names: Class names in the order of their ids; empty for regression, or if nothing told them.
         metric: The key of `tasks.compute_metrics` that chooses the best checkpoint.
         source: What the rows were read from, for reports and error messages.
@@ -61,6 +60,7 @@ def load_data(
     split: str | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
     kind: Kind | None = None,
     label_names: Sequence[str] | None = None,
     require_labels: bool = True,
@@ -70,7 +70,8 @@ def load_data(
 
     CSV has the usual quoting; TSV has none (GLUE's way: ``"`` is an ordinary character). Cells are text as
     they stand: "NA" and "null" stay. Rows are counted from 1 in messages, without the header. What labels
-    mean: `tasks.read_labels`. Labels that are all -1 (GLUE's test sets) count as none.
+    mean: `tasks.read_labels`. Labels that are all -1 (GLUE's test sets) count as none. A column of lists, or
+    several columns of zeros and ones, is multi_label: any number of the classes may hold.
 
     Args:
         source: A file with one of `ENDINGS`; a folder with ``train``, ``dev`` and ``test`` files; or, if
@@ -78,6 +79,7 @@ def load_data(
         split: ``"train"``, ``"validation"`` (or ``"dev"``) or ``"test"`` of a folder or hub name.
         text_columns: One or two columns; found by their usual names if not given.
         label_column: Likewise.
+        label_columns: Columns of zeros and ones, one for each class, in place of ``label_column``.
         kind: If not given, GLUE's table or the labels decide: a number that is no integer means regression.
         label_names: The classes in the order of their ids, such as a teacher's ``id2label``.
         require_labels: Whether rows without labels are an error.
@@ -92,15 +94,16 @@ def load_data(
     if table.num_rows == 0:
         raise InputError(f"{origin} has no rows: expected a header and at least one row")
     texts, task = find_texts(opened, text_columns, name)
-    label = find_label_column(table.column_names, label_column, texts, require_labels, origin)
     keys = zip(("text", "text_pair"), texts, strict=False)
     columns = {key: read_texts(table, column, origin) for key, column in keys}
     given = tuple(label_names) if label_names is not None else None
     found = None
-    if label is not None:
-        known = _class_names(table, label) or (task.label_names if task else ())
-        cells = _strings(table, label, origin)
-        found = _labels(cells, kind or (task.kind if task else None), given, known, origin)
+    if label_columns is not None:
+        found = _label_flags(table, label_columns, given, origin)
+    elif label := find_label_column(table.column_names, label_column, texts, require_labels, origin):
+        found = _label_column(table, label, kind, given, task, origin)
+    if found is not None and kind not in (None, found[1]):
+        raise InputError(f"the labels of {origin} are {found[1]}, and {kind} is expected: give other rows")
     if found is None and require_labels:
         raise InputError(f"{origin} has no labels (all are empty or -1): give a labelled file")
     if found is None:
@@ -108,7 +111,7 @@ def load_data(
         classes = () if kind == "regression" else given or (task.label_names if task else ())
     else:
         columns["label"], kind, classes = found
-    rows, fingerprint = _store(pa.table(columns))
+    rows, fingerprint = store_rows(pa.table(columns))
     return TaskData(rows, kind, classes, main_metric(kind, task), origin, fingerprint)
 
 
@@ -177,7 +180,7 @@ def split_rows(data: TaskData, sizes: Mapping[str, int | None], seed: int) -> di
     for name, size in sizes.items():
         end = start + (total - wanted if size is None else size)
         rows = data.rows.select(order[start:end])
-        parts[name] = replace(data, rows=rows, fingerprint=_fingerprint(rows))
+        parts[name] = replace(data, rows=rows, fingerprint=row_fingerprint(rows))
         start = end
     return parts
 
@@ -208,8 +211,8 @@ def find_texts(
 def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
     """The names that `datasets.ClassLabel` left in a schema (parquet files, hub data)."""
     try:
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        return tuple(features[column]["names"])
+        feature = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"][column]
+        return tuple(feature.get("feature", feature)["names"])
     except (TypeError, KeyError, ValueError):
         return ()
 
@@ -302,32 +305,91 @@ def _labels(
     return pa.array(np.array(meanings, dtype=dtype)[codes]), kind, names
 
 
-def _store(table: pa.Table) -> tuple[datasets.Dataset, str]:
-    """Rows in the `datasets` cache, mapped into memory, under a name made of their content.
+def _label_column(
+    table: pa.Table,
+    column: str,
+    kind: Kind | None,
+    given: tuple[str, ...] | None,
+    task: Task | None,
+    origin: str,
+) -> tuple[pa.Array, Kind, tuple[str, ...]] | None:
+    """(label column, kind, class names) of a column of labels or of lists of them; None if it has none."""
+    known = _class_names(table, column)
+    if pa.types.is_list(table.schema.field(column).type):
+        return _label_lists(table.column(column), given, known, origin)
+    if kind == "multi_label":
+        raise InputError(
+            f"{origin}: column {column!r} holds one label a row, and any number of them is expected: give "
+            "lists, or --label_columns of 0 and 1"
+        )
+    known = known or (task.label_names if task else ())
+    cells = _strings(table, column, origin)
+    return _labels(cells, kind or (task.kind if task else None), given, known, origin)
 
-    So a changed file is never mistaken for the one before, and what is computed from the rows is cached too.
-    """
-    fingerprint = _fingerprint(datasets.Dataset(table))
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tinybert" / fingerprint
-    final = folder / "rows.arrow"
-    if not final.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                part = Path(scratch) / "rows.arrow"
-                with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-                    writer.write_table(table, max_chunksize=1000)
-                part.replace(final)
-        except OSError as error:
-            raise InputError(f"cannot write {folder} ({one_line(error)}): set HF_DATASETS_CACHE") from error
-    return datasets.Dataset.from_file(str(final)), fingerprint
+
+def _label_flags(
+    table: pa.Table, columns: Sequence[str], given: tuple[str, ...] | None, origin: str
+) -> tuple[pa.Array, Kind, tuple[str, ...]]:
+    """(label column, kind, names) of one column of zeros and ones for each label."""
+    missing = [name for name in columns if name not in table.column_names]
+    if missing or len(set(columns)) != len(columns) or len(columns) < 2:
+        raise InputError(
+            f"--label_columns is {listed(columns)}: expected two or more different columns of "
+            f"{listed(table.column_names)}"
+        )
+    names = given or tuple(columns)
+    if set(names) != set(columns):
+        raise InputError(
+            f"{origin} has the labels {listed(columns)}, and the model {listed(names)}: name the columns so"
+        )
+    answers = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
+    flags = np.empty((table.num_rows, len(names)), np.float32)
+    for place, name in enumerate(names):
+        cells = pc.utf8_lower(pc.utf8_trim_whitespace(_strings(table, name, origin).fill_null("")))
+        encoded = cells.combine_chunks().dictionary_encode()
+        values, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        unknown = [number for number, value in enumerate(values) if value not in answers]
+        if unknown:
+            row = int(np.argmax(codes == unknown[0])) + 1
+            raise InputError(
+                f"{origin}: {name!r} is {_shown(values[unknown[0]])} in row {row}: expected 0 or 1"
+            )
+        flags[:, place] = np.array([answers[value] for value in values])[codes]
+    return _flag_lists(flags), "multi_label", names
 
 
-def _fingerprint(rows: datasets.Dataset) -> str:
-    digest = hashlib.sha256()
-    for batch in rows.iter(1000):
-        digest.update(json.dumps(batch, sort_keys=True).encode())
-    return digest.hexdigest()
+def _label_lists(
+    cells: pa.ChunkedArray, given: tuple[str, ...] | None, known: tuple[str, ...], origin: str
+) -> tuple[pa.Array, Kind, tuple[str, ...]]:
+    """(label column, kind, names) of a column of lists of names or ids; an empty list is no label at all."""
+    lists = cells.combine_chunks()
+    if lists.null_count:
+        row = pc.index(lists.is_null(), True).as_py() + 1
+        raise InputError(f"{origin}: the labels of row {row} are missing: give a list, which may be empty")
+    flat = _strings(pa.table({"labels": lists.flatten()}), "labels", origin).combine_chunks()
+    encoded = pc.utf8_trim_whitespace(flat.fill_null("")).dictionary_encode()
+    values: list[str] = encoded.dictionary.to_pylist()
+    rows = pc.list_parent_indices(lists).to_numpy()
+    codes = encoded.indices.to_numpy()
+
+    def where(value: str) -> str:
+        row = rows[int(np.argmax(codes == values.index(value)))] + 1
+        return f"{origin}: label {_shown(value)} in row {row}"
+
+    if "" in values:
+        raise InputError(f"{where('')} is empty: fill it or remove it from its list")
+    _, names, meanings = read_labels(values, "classification", given, known, where)
+    if len(names) < 2:
+        raise InputError(f"{origin} has the labels {listed(names)}: expected two or more")
+    flags = np.zeros((len(lists), len(names)), np.float32)
+    flags[rows, np.array(meanings, np.int64)[codes]] = 1
+    return _flag_lists(flags), "multi_label", names
+
+
+def _flag_lists(flags: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(flags.ravel()), flags.shape[1]).cast(
+        pa.list_(pa.float32())
+    )
 
 
 def _shown(value: object) -> str:

@@ -126,9 +126,13 @@ def chance_level(data: TaskData) -> tuple[str, float]:
     """Return the metric and the value that a model which knows nothing reaches on these rows.
 
     Classification: the accuracy of always answering the most frequent class. Regression: correlation 0.
+    multi_label: the micro F1 of always answering with the most frequent labels, as many as serve it best.
     """
     if data.kind == "regression":
         return "pearson", 0.0
+    if data.kind == "multi_label":
+        shares = np.sort(np.asarray(data.rows["label"]).mean(0))[::-1]
+        return "f1_micro", float((2 * shares.cumsum() / (np.arange(1, len(shares) + 1) + shares.sum())).max())
     _, counts = np.unique(np.asarray(data.rows["label"]), return_counts=True)
     return "accuracy", float(counts.max() / counts.sum())
 

@@ -122,6 +122,7 @@ def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
     unread = ["tokens_per_batch", "prediction_weight", "gold_weight", "temperature"]
     if arguments.objective == "distilbert":
         unread += ["embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "padding"]
+        unread += ["relation_heads"]
     for name in unread:
         if getattr(config, name) != GeneralConfig.__dataclass_fields__[name].default:
             raise InputError(

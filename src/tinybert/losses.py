@@ -7,6 +7,7 @@ never changes it. No gradient reaches a teacher. Call backward outside autocast,
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,8 @@ from tinybert.errors import InputError
 
 Padding = Literal["real", "reference"]
 
-# Below this many tokens the T x T scores are cheaper than the Gram matrices (benchmarks/attention_loss.py).
+# Below this many tokens the T x T scores of a head are cheaper than its Gram matrices
+# (benchmarks/attention_loss.py).
 GRAM_FROM_LENGTH = 96
 
 
@@ -119,6 +121,52 @@ class _ScoreDifference(torch.autograd.Function):
         return half_grad_queries * scale, half_grad_keys * scale, None, None, None
 
 
+def check_relation_heads(relation_heads: int, student_width: int, teacher_width: int) -> None:
+    """Check that two models' queries and keys, h * d_k wide, can be split into r relation heads.
+
+    Raises:
+        InputError: r does not divide both widths; the message names the nearest number that does.
+    """
+    common = math.gcd(student_width, teacher_width)
+    if relation_heads < 1 or common % relation_heads:
+        divisors = [number for number in range(1, common + 1) if common % number == 0]
+        nearest = min(divisors, key=lambda number: abs(number - relation_heads))
+        raise InputError(
+            f"relation_heads is {relation_heads}, which does not divide both the student's width "
+            f"{student_width} and the teacher's {teacher_width}: give {nearest}, the nearest that does"
+        )
+
+
+def _relation_heads(asked: int | None, student_queries: Tensor, teacher_queries: Tensor) -> int | None:
+    """Return how many relation heads to compare; None where heads themselves can be, one with one."""
+    heads, teacher_heads = student_queries.shape[1], teacher_queries.shape[1]
+    if asked is not None:
+        check_relation_heads(
+            asked, heads * student_queries.shape[-1], teacher_heads * teacher_queries.shape[-1]
+        )
+        return asked
+    # What divides the number of heads divides their joint width, so this needs no check.
+    return None if heads == teacher_heads else math.gcd(heads, teacher_heads)
+
+
+def _relations(queries: Tensor, keys: Tensor, relation_heads: int) -> tuple[Tensor, Tensor, float]:
+    """Join all heads of queries and keys (B, h, T, d_k) and split them again, into r relation heads.
+
+    Returns both as (B, r, T, d_r), d_r = h * d_k / r, and the factor 1 / sqrt(d_r) on their products. The
+    split is that of Wang et al. 2021 (MiniLMv2, arXiv 2012.15828), who compare softmaxed Q Q', K K' and V V'
+    of one layer; here it serves the Q K' of equation 7. It is not equation 7 itself, as the scores are none
+    that a model attends with: where r divides h, each is the sum of h / r neighbouring heads' scores over
+    sqrt(h / r) (of heads scaled by 1 / sqrt(d_k)); with more relation heads than heads it is a sum over some
+    of one head's dimensions.
+    """
+    # As attention makes them, heads lie side by side in (B, T, h * d_k): then nothing is copied here.
+    queries, keys = (
+        states.transpose(1, 2).flatten(2).unflatten(-1, (relation_heads, -1)).transpose(1, 2)
+        for states in (queries, keys)
+    )
+    return queries, keys, queries.shape[-1] ** -0.5
+
+
 @_full_precision
 def attention_loss(
     student_queries: Tensor,
@@ -129,6 +177,7 @@ def attention_loss(
     *,
     student_scaling: float,
     teacher_scaling: float,
+    relation_heads: int | None = None,
     pairs: Tensor | None = None,
     form: Literal["direct", "gram"] | None = None,
     padding: Padding = "real",
@@ -137,29 +186,32 @@ def attention_loss(
 
     A = scaling * Q K' before mask and softmax. Summed over heads and real (query, key) pairs, divided by
     heads * real pairs. Both forms give the same value and gradient; no gradient reaches the teacher.
+    Between relation heads, as in MiniLMv2, the scores are no longer equation 7's: see ``_relations``.
 
     Args:
         student_queries: (B, h, T, d_k) of the student.
         student_keys: Likewise.
-        teacher_queries: (B, h, T, d_k) of the teacher: same h and T, any d_k.
+        teacher_queries: (B, h, T, d_k) of the teacher: same T, any h and d_k.
         teacher_keys: Likewise.
         attention_mask: (B, T), 1 = real token.
         student_scaling: Factor on the student's products.
-        teacher_scaling: Factor on the teacher's products.
+        teacher_scaling: Factor on the teacher's products. Relation heads bring their own.
+        relation_heads: r, into which both models' heads are split again. Unless given: the heads
+            themselves, or where their numbers differ the greatest common divisor of them.
         pairs: Real pairs to divide by; those of this mask unless given.
         form: ``"direct"`` makes the T x T scores, ``"gram"`` does not; by length unless given.
         padding: ``"reference"`` repeats the reference implementation: only padded keys and scores of
             -100 and below count as zero, and the mean runs over all h * T * T entries.
 
     Raises:
-        InputError: The models differ in their number of heads.
+        InputError: ``relation_heads`` does not divide both widths h * d_k.
     """
+    teacher_heads = teacher_queries.shape[1]
+    r = _relation_heads(relation_heads, student_queries, teacher_queries)
+    if r is not None:
+        student_queries, student_keys, student_scaling = _relations(student_queries, student_keys, r)
+        teacher_queries, teacher_keys, teacher_scaling = _relations(teacher_queries, teacher_keys, r)
     heads, length = student_queries.shape[1:3]
-    if teacher_queries.shape[1] != heads:
-        raise InputError(
-            f"the student has {heads} attention heads and the teacher {teacher_queries.shape[1]}: "
-            "give both the same number, or set attention_weight to 0"
-        )
     real = attention_mask[:, None, :, None].to(torch.promote_types(student_queries.dtype, torch.float32))
     real_queries = torch.ones_like(real) if padding == "reference" else real
     queries = _masked(student_queries, real_queries * student_scaling)
@@ -168,13 +220,11 @@ def attention_loss(
         teacher_queries = _masked(teacher_queries, real_queries * teacher_scaling)
         teacher_keys = _masked(teacher_keys, real)
     if padding == "reference":
-        student_scores, teacher_scores = queries @ keys.mT, teacher_queries @ teacher_keys.mT
-        return F.mse_loss(
-            student_scores.masked_fill(student_scores <= -100, 0),
-            teacher_scores.masked_fill(teacher_scores <= -100, 0),
-        )
-    if form is None:
-        form = "direct" if length < GRAM_FROM_LENGTH else "gram"
+        both = (queries @ keys.mT, teacher_queries @ teacher_keys.mT)
+        student_scores, teacher_scores = (scores.masked_fill(scores <= -100, 0) for scores in both)
+        return F.mse_loss(student_scores, teacher_scores)
+    # The length from which the Gram form pays grows with the size of what is compared.
+    form = form or ("direct" if length * heads < GRAM_FROM_LENGTH * teacher_heads else "gram")
     total = _ScoreDifference.apply(queries, keys, teacher_queries, teacher_keys, form)
     return total / (heads * (Counts.of(attention_mask).pairs if pairs is None else pairs))
 
@@ -288,6 +338,25 @@ def score_loss(student_logits: Tensor, target: Tensor, *, examples: Tensor | Non
     """Mean squared difference of regression scores (B, 1) from the teacher's or the gold ones (B,)."""
     total = (_wide(student_logits).flatten() - _wide(target.detach()).flatten()).square().sum()
     return total / (student_logits.shape[0] if examples is None else examples)
+
+
+@_full_precision
+def multi_label_loss(
+    student_logits: Tensor, target: Tensor, *, temperature: float = 1.0, examples: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy on each label, where any number of them may hold: equation 10, label by label.
+
+    CE(p, sigmoid(z_S / t)) * t^2, summed over labels, mean over examples.
+
+    Args:
+        student_logits: z_S (B, C).
+        target: p (B, C): sigmoid(z_T / t) of a teacher, or the gold zeros and ones.
+        temperature: t > 0.
+        examples: Examples to divide by; B unless given.
+    """
+    logits = _wide(student_logits) / temperature
+    total = F.binary_cross_entropy_with_logits(logits, _wide(target.detach()), reduction="sum")
+    return total * temperature**2 / (student_logits.shape[0] if examples is None else examples)
 
 
 @_full_precision

@@ -147,7 +147,7 @@ def open_classifier(source: str) -> PreTrainedModel:
     """Load a fine-tuned model with its sequence classification or regression head, in float32.
 
     Raises:
-        InputError: The model has no such head, or one whose classes do not exclude each other.
+        InputError: The model has no such head.
     """
     config = open_config(source)
     architectures = config.architectures or []
@@ -156,11 +156,6 @@ def open_classifier(source: str) -> PreTrainedModel:
         raise InputError(
             f"{source} has no classification head ({found}): fine-tune it first, "
             f"tinybert finetune --model {source} ..."
-        )
-    if config.problem_type == "multi_label_classification":
-        raise InputError(
-            f"{source} is a multi-label classifier, which cannot be distilled: use one whose classes exclude "
-            "each other"
         )
     return _load(AutoModelForSequenceClassification, source, config)
 
@@ -174,12 +169,16 @@ def open_masked_lm(source: str) -> PreTrainedModel:
     return _load(AutoModelForMaskedLM, source, open_config(source), new_head=False)
 
 
-def new_classifier(source: str, label_names: tuple[str, ...]) -> PreTrainedModel:
+def new_classifier(
+    source: str, label_names: tuple[str, ...], *, is_multi_label: bool = False
+) -> PreTrainedModel:
     """Load an encoder under a new head: one score without label names, else a logit for each name."""
     config = open_config(source)
     config.id2label = dict(enumerate(label_names or ("score",)))
     config.label2id = {name: index for index, name in config.id2label.items()}
     config.problem_type = "single_label_classification" if label_names else "regression"
+    if is_multi_label:
+        config.problem_type = "multi_label_classification"
     return _load(AutoModelForSequenceClassification, source, config, ignore_mismatched_sizes=True)
 
 
@@ -241,8 +240,10 @@ def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
 def positions_of(config: PreTrainedConfig) -> int:
     """Return the longest input of a model, special pieces included."""
     positions: int = config.max_position_embeddings
-    # RoBERTa counts positions from the one after its padding's.
-    return positions - (config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0)
+    # These count positions from the one after their padding's, which MPNet has fixed at 1.
+    if config.model_type in ("roberta", "xlm-roberta"):
+        return positions - config.pad_token_id - 1
+    return positions - 2 if config.model_type == "mpnet" else positions
 
 
 def weights_digest(model: PreTrainedModel) -> str:

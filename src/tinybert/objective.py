@@ -16,11 +16,15 @@ from tinybert.losses import (
     Padding,
     States,
     attention_loss,
+    check_relation_heads,
     gold_label_loss,
     hidden_loss,
+    multi_label_loss,
     score_loss,
     soft_label_loss,
 )
+
+Kind = Literal["classification", "regression", "multi_label"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class LossWeights:
     Attributes:
         embedding: Weight of equation 9.
         hidden: Weight of equation 8, at every mapped layer.
-        attention: Weight of equation 7, at every mapped layer.
+        attention: Weight of equation 7, or of its like on relation heads, at every mapped layer.
         prediction: Weight of equation 10, or of the squared error to the teacher's score.
         gold: Weight of the loss against the gold label (0 in the paper).
         layers: lambda_0 (embeddings), ..., lambda_M, lambda_(M+1) (prediction); all 1 where empty.
@@ -65,9 +69,11 @@ class DistillationLoss(nn.Module):
         teacher_hidden_size: d.
         layer_map: g(1), ..., g(M), counted from 1 (``tinybert.mapping.layer_map``).
         weights: The lambdas.
-        kind: What the logits are: class scores or one regression score.
+        kind: What the logits are: class scores, one regression score, or a score for each of several labels.
         temperature: t of equation 10.
         padding: See ``attention_loss``.
+        relation_heads: See ``attention_loss``: given, or where the models' numbers of heads differ, the
+            attention parts compare heads joined and split again (MiniLMv2) instead of equation 7's.
     """
 
     def __init__(
@@ -77,15 +83,19 @@ class DistillationLoss(nn.Module):
         layer_map: Sequence[int],
         *,
         weights: LossWeights | None = None,
-        kind: Literal["classification", "regression"] = "classification",
+        kind: Kind = "classification",
         temperature: float = 1.0,
         padding: Padding = "real",
+        relation_heads: int | None = None,
     ) -> None:
         """Create the projections: the identity where the widths agree, else orthogonal rows."""
         super().__init__()
         self.layer_map = tuple(layer_map)
         self.weights = weights or LossWeights()
         self.kind, self.temperature, self.padding = kind, temperature, padding
+        self.relation_heads = relation_heads
+        if relation_heads is not None and self.weights.attention:
+            check_relation_heads(relation_heads, student_hidden_size, teacher_hidden_size)
         layers = self.weights.layers
         if layers and len(layers) != len(self.layer_map) + 2:
             raise InputError(
@@ -211,6 +221,7 @@ class DistillationLoss(nn.Module):
                     attention_mask,
                     student_scaling=student.scaling[m - 1],
                     teacher_scaling=teacher.scaling[g - 1],
+                    relation_heads=self.relation_heads,
                     pairs=counts.pairs,
                     padding=self.padding,
                 )
@@ -222,22 +233,24 @@ class DistillationLoss(nn.Module):
         self, student_logits: Any, teacher_logits: Any, labels: Any, examples: Tensor
     ) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {}
-        regression = self.kind == "regression"
-        if self._weight("prediction", self._last) and regression:
-            parts["prediction"] = score_loss(student_logits, teacher_logits, examples=examples)
-        elif self._weight("prediction", self._last):
-            parts["prediction"] = soft_label_loss(
-                student_logits,
-                teacher_logits,
-                temperature=self.temperature,
-                examples=examples,
-                padding=self.padding,
-            )
+        t = self.temperature
+        if self._weight("prediction", self._last):
+            if self.kind == "regression":
+                loss = score_loss(student_logits, teacher_logits, examples=examples)
+            elif self.kind == "multi_label":
+                target = torch.sigmoid(teacher_logits.float() / t)
+                loss = multi_label_loss(student_logits, target, temperature=t, examples=examples)
+            else:
+                loss = soft_label_loss(
+                    student_logits, teacher_logits, temperature=t, examples=examples, padding=self.padding
+                )
+            parts["prediction"] = loss
         if self._weight("gold", self._last):
             if labels is None:
                 raise InputError(
                     "gold_weight is above 0, but the rows have no labels: give some, or set it to 0"
                 )
-            gold_loss = score_loss if regression else gold_label_loss
+            gold_losses = {"regression": score_loss, "multi_label": multi_label_loss}
+            gold_loss: Any = gold_losses.get(self.kind, gold_label_loss)
             parts["gold"] = gold_loss(student_logits, labels, examples=examples)
         return parts

@@ -25,8 +25,13 @@ class DataArguments:
     label_column: str | None = field(
         default=None, metadata={"help": "Label column; found by the usual names unless given."}
     )
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns of 0 and 1, a label each, of which any number may hold: multi_label."},
+    )
     kind: Kind | None = field(
-        default=None, metadata={"help": "classification or regression; told by the labels unless given."}
+        default=None,
+        metadata={"help": "classification, regression or multi_label; told by the labels unless given."},
     )
     max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
 
@@ -43,6 +48,7 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     columns: dict[str, Any] = {
         "text_columns": arguments.text_columns,
         "label_column": arguments.label_column,
+        "label_columns": arguments.label_columns,
     }
     train = load_data(arguments.train, split="train", kind=kind, label_names=names or None, **columns)
     names = train.label_names
@@ -57,6 +63,8 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
 def classes(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
     """Return what a fine-tuned model does, and its class names."""
     names = models.label_names(model.config)
+    if model.config.problem_type == "multi_label_classification":
+        return "multi_label", names
     return ("classification" if names else "regression"), names
 
 

@@ -100,6 +100,9 @@ class EvaluateArguments:
     data: str = field(metadata={"help": "Labelled rows: CSV, TSV, JSON(L), Parquet, GLUE folder, hub name."})
     text_columns: list[str] | None = field(default=None, metadata={"help": "One or two text columns."})
     label_column: str | None = field(default=None, metadata={"help": "Label column."})
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of 0 and 1, a label each."}
+    )
     max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
     batch_size: int = field(default=64, metadata={"help": "Rows a forward pass."})
 
@@ -121,7 +124,9 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     tokenizer = models.open_tokenizer(arguments.model)
     train, held_out = load_rows(arguments)
     set_seed(config.seed)
-    model = models.new_classifier(arguments.model, train.label_names)
+    model = models.new_classifier(
+        arguments.model, train.label_names, is_multi_label=train.kind == "multi_label"
+    )
     max_length = checked_length(arguments.max_length, model)
     train_rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
     run.claim()
@@ -160,7 +165,7 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
         arguments,
         teacher,
         tokenizer,
-        lambda source: models.new_classifier(source, names),
+        lambda source: models.new_classifier(source, names, is_multi_label=train.kind == "multi_label"),
         layer_map=config.mapping_strategy(),
         seed=config.seed,
     )
@@ -219,6 +224,7 @@ class _TaughtRows:
             split="train",
             text_columns=self._arguments.text_columns,
             label_column=self._arguments.label_column,
+            label_columns=self._arguments.label_columns,
             kind=self._train.kind,
             label_names=self._train.label_names or None,
             name=self._arguments.train,
@@ -325,6 +331,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
         split="validation",
         text_columns=arguments.text_columns,
         label_column=arguments.label_column,
+        label_columns=arguments.label_columns,
         kind=kind,
         label_names=names or None,
     )

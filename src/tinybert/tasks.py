@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from tinybert.errors import InputError
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "multi_label"]
 
 
 @dataclass(frozen=True)
@@ -236,19 +236,20 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) and "_" not in text else None
 
 
+_MAIN_METRICS = {"classification": "accuracy", "regression": "pearson_spearman", "multi_label": "f1_micro"}
+
+
 def main_metric(kind: Kind, task: Task | None) -> str:
     """The key of `compute_metrics` that chooses the best checkpoint.
 
     Args:
-        kind: Classification or regression.
+        kind: What the labels are.
         task: The known task, or ``None``; ignored where its kind is another one.
 
     Returns:
-        The task's own metric; else ``"accuracy"`` or ``"pearson_spearman"``.
+        The task's own metric; else ``"accuracy"``, ``"pearson_spearman"`` or ``"f1_micro"``.
     """
-    if task is not None and task.kind == kind:
-        return task.metric
-    return "accuracy" if kind == "classification" else "pearson_spearman"
+    return task.metric if task is not None and task.kind == kind else _MAIN_METRICS[kind]
 
 
 def compute_metrics(
@@ -259,13 +260,15 @@ def compute_metrics(
     - classification: ``accuracy``; ``f1`` (two classes: of class 1; more: macro, the plain mean over the
       classes that occur); ``accuracy_f1``, their mean; ``matthews``, the correlation coefficient.
     - regression: ``pearson``, ``spearman``, ``pearson_spearman`` (their mean), ``mse``.
+    - multi_label, a logit above 0 counting as yes: ``f1_micro`` over all answers, ``f1_macro``, the mean over
+      the labels, ``accuracy``, the share of rows with every answer right.
 
     A correlation that is undefined (all predictions equal, one example) counts 0.0, as GLUE's scorers do.
 
     Args:
-        kind: Classification or regression.
+        kind: What the labels are.
         predictions: Logits (N, C), or scores (N,) or (N, 1) for regression.
-        labels: Class ids (N,) or scores (N,).
+        labels: Class ids (N,), scores (N,), or zeros and ones (N, C) for multi_label.
         label_count: The number of classes where it is not C; decides only what ``f1`` means.
 
     Returns:
@@ -278,15 +281,19 @@ def compute_metrics(
     if kind == "regression":
         predictions = predictions.reshape(-1) if predictions.shape[1:] == (1,) else predictions
         labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
-    expected = 2 if kind == "classification" else 1
-    fits = predictions.ndim == expected and labels.ndim == 1 and len(predictions) == len(labels)
-    if not fits or predictions.size == 0:
+    dimensions, shapes = {
+        "classification": ((2, 1), "(N, classes) and (N,)"),
+        "regression": ((1, 1), "(N,) and (N,)"),
+        "multi_label": ((2, 2), "(N, labels) twice"),
+    }[kind]
+    fits = (predictions.ndim, labels.ndim) == dimensions and len(predictions) == len(labels)
+    if not fits or predictions.size == 0 or (kind == "multi_label" and predictions.shape != labels.shape):
         raise InputError(
             f"cannot score predictions of shape {predictions.shape} against labels of shape {labels.shape}: "
-            f"expected {'(N, classes) and (N,)' if expected == 2 else '(N,) and (N,)'} with N at least 1"
+            f"expected {shapes} with N at least 1"
         )
     # An infinite logit still has a place in the order; an infinite score has no error that can be averaged.
-    broken = np.isnan(predictions) if kind == "classification" else ~np.isfinite(predictions)
+    broken = ~np.isfinite(predictions) if kind == "regression" else np.isnan(predictions)
     if broken.any() or not np.isfinite(labels).all():
         raise InputError(
             "cannot score NaN or infinity: the model's outputs or the labels are not finite numbers; if "
@@ -296,6 +303,8 @@ def compute_metrics(
         warnings.simplefilter("ignore")
         if kind == "classification":
             return _classification(predictions.argmax(1), labels, label_count or predictions.shape[1])
+        if kind == "multi_label":
+            return _multi_label(predictions > 0, labels > 0.5)
         return _regression(predictions.astype(np.float64), labels.astype(np.float64))
 
 
@@ -310,6 +319,14 @@ def _classification(predicted: np.ndarray, labels: np.ndarray, label_count: int)
         "f1": f1,
         "accuracy_f1": (accuracy + f1) / 2,
         "matthews": float(np.nan_to_num(matthews_corrcoef(labels, predicted))),
+    }
+
+
+def _multi_label(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "accuracy": float((answers == labels).all(1).mean()),
+        "f1_micro": float(f1_score(labels, answers, average="micro", zero_division=0)),
+        "f1_macro": float(f1_score(labels, answers, average="macro", zero_division=0)),
     }
 
 

@@ -16,7 +16,7 @@ from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
 from tinybert.losses import Counts, States
 from tinybert.mapping import layer_map
-from tinybert.objective import DistillationLoss, LossWeights
+from tinybert.objective import DistillationLoss, Kind, LossWeights
 from tinybert.training import EncoderTrainer, TrainingConfig
 
 PROJECTIONS_NAME = "projections.safetensors"
@@ -35,6 +35,13 @@ class DistillationConfig(TrainingConfig):
     embedding_weight: float = field(default=1.0, metadata={"help": "Weight of the embedding loss, eq. 9."})
     hidden_weight: float = field(default=1.0, metadata={"help": "Weight of the hidden-state loss, eq. 8."})
     attention_weight: float = field(default=1.0, metadata={"help": "Weight of the attention loss, eq. 7."})
+    relation_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Join both models' heads and split them into so many for the attention loss (MiniLMv2). "
+            "Unless given: the heads, or where their numbers differ the greatest common divisor."
+        },
+    )
     prediction_weight: float = field(default=1.0, metadata={"help": "Weight of the soft labels, eq. 10."})
     gold_weight: float = field(default=0.0, metadata={"help": "Weight of the gold labels (0 in the paper)."})
     layer_weights: list[float] | None = field(
@@ -56,12 +63,14 @@ class DistillationConfig(TrainingConfig):
         """Check the fields of our own.
 
         Raises:
-            InputError: A temperature that is not positive, a dropout rate that is none.
+            InputError: A temperature that is not positive, a dropout rate that is none, no relation head.
         """
         if self.temperature <= 0:
             raise InputError(f"--temperature must be above 0, got {self.temperature}")
         if not 0 <= self.student_dropout < 1:
             raise InputError(f"--student_dropout must be 0 or more and below 1, got {self.student_dropout}")
+        if self.relation_heads is not None and self.relation_heads < 1:
+            raise InputError(f"--relation_heads must be 1 or more, got {self.relation_heads}")
         super().__post_init__()
 
     def mapping_strategy(self) -> str | list[int]:
@@ -84,20 +93,14 @@ class DistillationConfig(TrainingConfig):
         student: PreTrainedModel,
         teacher: PreTrainedModel,
         *,
-        kind: Literal["classification", "regression"] = "classification",
+        kind: Kind = "classification",
     ) -> DistillationLoss:
         """Build the loss for two models from these settings.
 
         Raises:
-            InputError: A layer mapping, layer weights or heads that do not fit the models, or a model that
-                does not show its scores.
+            InputError: A layer mapping, layer weights or relation heads that do not fit the models, or a
+                model that does not show its scores.
         """
-        heads, teacher_heads = student.config.num_attention_heads, teacher.config.num_attention_heads
-        if self.attention_weight and heads != teacher_heads:
-            raise InputError(
-                f"the student has {heads} attention heads and the teacher {teacher_heads}: "
-                "give both the same number, or set attention_weight to 0"
-            )
         objective = DistillationLoss(
             student.config.hidden_size,
             teacher.config.hidden_size,
@@ -113,6 +116,7 @@ class DistillationConfig(TrainingConfig):
             kind=kind,
             temperature=self.temperature,
             padding=self.padding,
+            relation_heads=self.relation_heads,
         )
         _check_shown(objective, student, teacher)
         return objective

@@ -401,7 +401,7 @@ def test_mpnets_hooks_live_for_one_forward_pass(wrapped: bool, one_process: None
     states = capture(runner, batch())
     sum(tensor.square().sum() for tensor in (*states.queries, *states.keys)).backward()
     assert model.encoder.layer[2].attention.attn.k.weight.grad.abs().sum() > 0
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError), torch.no_grad():
         capture(runner, {"input_ids": torch.tensor([[10_000]]), "attention_mask": torch.ones(1, 1)})
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, torch.nn.Linear))
     assert capture_room._calls is None
@@ -410,6 +410,21 @@ def test_mpnets_hooks_live_for_one_forward_pass(wrapped: bool, one_process: None
     del states
     gc.collect()
     assert query() is None
+
+
+def test_a_compiled_mpnet_shows_its_scores_also_after_a_run_without_them() -> None:
+    """Compiled code does not look for new hooks: the second run would be refused for want of scores."""
+    model = other("mpnet")
+    with torch.no_grad():
+        whole = capture(model, batch())
+        compiled = torch.compile(model, backend="eager")
+        assert capture(compiled, batch(), scores=False).queries == ()
+        for _ in range(2):
+            found = capture(compiled, batch())
+            for one, another in zip(
+                (*found.queries, *found.keys), (*whole.queries, *whole.keys), strict=True
+            ):
+                torch.testing.assert_close(one, another)
 
 
 def distil(

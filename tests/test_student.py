@@ -6,18 +6,43 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertTokenizerFast,
+    DebertaV2Config,
     DistilBertForSequenceClassification,
+    ModernBertConfig,
+    MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    XLMRobertaConfig,
 )
 
+from conftest import PIECES, randomise
 from tinybert.errors import InputError
 from tinybert.student import StudentSize, calibration_batches, make_student, shrink_config
 
 Make = Callable[..., PreTrainedModel]
 SMALL = StudentSize(layers=2, hidden_size=16, intermediate_size=20)
+
+
+SHAPE = {
+    "vocab_size": len(PIECES),
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+LAYER_TYPES = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+
+
+def build(config_class: type, **options: object) -> PreTrainedModel:
+    """A random teacher of four layers of any family."""
+    return randomise(AutoModel.from_config(config_class(**SHAPE | options)))
 
 
 def full_size(teacher: PreTrainedModel, layers: int) -> StudentSize:
@@ -166,3 +191,97 @@ def test_a_shrunk_configuration_survives_being_written(tiny_encoder: Make, encod
     config = shrink_config(encoder.config, SMALL)
     read: PreTrainedConfig = type(config).from_dict(json.loads(config.to_json_string()))
     assert (read.num_hidden_layers, read.hidden_size, read.num_attention_heads) == (2, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options", "expected"),
+    [
+        (AlbertConfig, {"embedding_size": 32}, {"embedding_size": 16}),
+        (AlbertConfig, {"embedding_size": 8, "num_hidden_groups": 4}, {"num_hidden_groups": 2}),
+        (AlbertConfig, {"embedding_size": 8}, {"embedding_size": 8, "num_hidden_groups": 1}),
+        (ModernBertConfig, {"cls_token_id": 2, "sep_token_id": 3}, {"layer_types": LAYER_TYPES[:2]}),
+        (DebertaV2Config, {"attention_head_size": 8}, {"attention_head_size": 4, "pooler_hidden_size": 16}),
+        (MPNetConfig, {}, {"relative_attention_num_buckets": 32}),
+        (XLMRobertaConfig, {}, {}),
+    ],
+)
+def test_widths_and_depths_that_hang_together_shrink_together(
+    config_class: type, options: dict[str, int], expected: dict[str, object]
+) -> None:
+    """Each family keeps some size in a field of its own: left as it was, the student would not run."""
+    teacher = build(config_class, **options)
+    config = shrink_config(teacher.config, SMALL)
+    assert {name: getattr(config, name) for name in expected} == expected
+    read = config_class.from_dict(json.loads(config.to_json_string()))
+    assert (read.num_hidden_layers, read.hidden_size, read.num_attention_heads) == (2, 16, 4)
+    assert {name: getattr(read, name) for name in expected} == expected
+    student = make_student(teacher, SMALL)
+    states = student(input_ids=torch.tensor([[2, 5, 3]]), output_hidden_states=True).hidden_states
+    assert [state.shape for state in states] == [(1, 3, 16)] * 3
+
+
+@pytest.mark.parametrize("init", ["copy", "random"])
+def test_each_layer_attends_as_far_as_the_one_it_imitates(init: str) -> None:
+    """A local layer's weights in a global layer turn by other angles: a copy would be of something else."""
+    teacher = build(ModernBertConfig, cls_token_id=2, sep_token_id=3)
+    assert teacher.config.layer_types == LAYER_TYPES
+    student = make_student(teacher, full_size(teacher, 2), init=init, layer_map=(2, 4))
+    assert student.config.layer_types == ["sliding_attention", "full_attention"]
+    assert [layer.attention_type for layer in student.layers] == student.config.layer_types
+    for layer, imitated in zip(student.layers, (teacher.layers[1], teacher.layers[3]), strict=True):
+        assert torch.equal(layer.attn.Wqkv.weight, imitated.attn.Wqkv.weight) == (init == "copy")
+    assert teacher.config.layer_types == LAYER_TYPES
+
+
+def test_a_layer_that_lacks_a_norm_cannot_be_copied_further_up() -> None:
+    """ModernBERT's first layer has one norm less: a KeyError would not say which mapping to take."""
+    teacher = build(ModernBertConfig, cls_token_id=2, sep_token_id=3)
+    with pytest.raises(
+        InputError, match=r"cannot copy layers.1.attn_norm.weight: the teacher has no layers.0"
+    ):
+        make_student(teacher, full_size(teacher, 2), init="copy", layer_map=(1, 1))
+
+
+def test_rotary_positions_need_an_even_head_size() -> None:
+    """torch's own words are about shapes that nobody chose."""
+    teacher = build(ModernBertConfig, cls_token_id=2, sep_token_id=3)
+    with pytest.raises(InputError, match=r"hidden size 20 is 5 for each of 4 attention heads.*use 24"):
+        make_student(teacher, StudentSize(2, 20, 20))
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(None, True), (2, False)])
+def test_an_mpnet_student_starts_with_its_teachers_position_bias(heads: int | None, shared: bool) -> None:
+    """Equation 7 leaves the bias out of the scores, so nothing else would make the student's alike."""
+    teacher = build(MPNetConfig)
+    student = make_student(teacher, StudentSize(2, 16, 20, heads), init="random")
+    found, wanted = (model.encoder.relative_attention_bias.weight for model in (student, teacher))
+    assert (found.shape == wanted.shape) == shared
+    assert (shared and torch.equal(found, wanted)) == shared
+    assert found.requires_grad
+    assert found.data_ptr() != wanted.data_ptr()
+
+
+@pytest.mark.parametrize("config_class", [XLMRobertaConfig, AlbertConfig, MPNetConfig, DebertaV2Config])
+def test_a_copy_of_all_layers_is_the_teacher_in_other_families(config_class: type) -> None:
+    """Names of layers differ between families: one that is not found would be another layer's weights."""
+    teacher = build(config_class)
+    student = make_student(teacher, full_size(teacher, 4), init="copy")
+    inputs = {"input_ids": torch.tensor([[2, 5, 9, 3]]), "attention_mask": torch.ones(1, 4)}
+    with torch.no_grad():
+        torch.testing.assert_close(student(**inputs)[0], teacher(**inputs)[0])
+
+
+def test_xlm_robertas_closed_form_is_nearer_to_its_teacher_than_a_random_start(
+    tokenizer: BertTokenizerFast,
+) -> None:
+    """Its parts lie where RoBERTa's do, and its name alone would have refused it."""
+    encoder = build(XLMRobertaConfig, num_labels=2)
+    teacher = AutoModelForSequenceClassification.from_config(encoder.config).eval()
+    teacher.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    texts = [f"the {a} film was {b} and the story" for a in ("good", "dull") for b in ("a", "very")] * 16
+    batches = calibration_batches(texts, tokenizer)
+    solved, random = make_student(teacher, SMALL, calibration=batches), make_student(teacher, SMALL)
+    inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        wanted, found, noise = (model(**inputs).logits for model in (teacher, solved, random))
+    assert (found - wanted).square().mean() < 0.5 * (noise - wanted).square().mean()

@@ -94,10 +94,11 @@ def _recording(model: PreTrainedModel, scores: bool) -> Iterator[list[_Call]]:
     global _calls
     calls: list[_Call] = []
     before = model.config._attn_implementation
+    # Without scores too: a model that was compiled without hooks does not see them later.
     hooks = [
         projection.register_forward_hook(partial(_note, attention))
         for attention in model.modules()
-        if scores and isinstance(attention, MPNetSelfAttention)
+        if isinstance(attention, MPNetSelfAttention)
         for projection in (attention.q, attention.k)
     ]
     # MPNet reads the setting for its mask alone, and adds that to its scores: SDPA's is boolean.

@@ -251,11 +251,11 @@ class _GeneralDistillation:
                 "hidden_errors": solved.hidden_errors,
             }
         elif arguments.student is not None:
-            fitted = fit_projections(self.student, self.teacher, batches, layer_map)
-            known = models.read_projections(arguments.student, len(layer_map))
-            if known is not None and known[0].shape == fitted[0].shape:
-                fitted = known
-            objective.start_projections(fitted)
+            widths = (self.student.config.hidden_size, self.teacher.config.hidden_size)
+            start = models.read_projections(arguments.student, len(layer_map))
+            if start is None or start[0].shape != widths:
+                start = fit_projections(self.student, self.teacher, batches, layer_map)
+            objective.start_projections(start)
 
     def _finish(self, log: list[dict[str, Any]]) -> Result:
         """Publish the best student, or the last where there was no held-out text."""

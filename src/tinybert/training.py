@@ -77,9 +77,7 @@ class TrainingConfig(TrainingArguments):
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers asks for it in so many words
         self.logging_nan_inf_filter = False  # training stops there instead
-        self.dataloader_pin_memory = (
-            self.dataloader_pin_memory and torch.cuda.is_available()
-        )  # or torch warns
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns where there is no GPU
         super().__post_init__()
         if self.n_gpu > 1:
             # transformers would split batches over threads, which see each other's captured states.

@@ -29,6 +29,7 @@ from tinybert.student import (
     begin_student,
     fit_projections,
     padded_batches,
+    tokenizer_of_student,
 )
 from tinybert.trainer import DistillationConfig
 
@@ -112,7 +113,8 @@ def distill_general(arguments: GeneralArguments, config: GeneralConfig) -> Resul
     teacher, tokenizer = open_model(arguments.teacher), models.open_tokenizer(arguments.teacher)
     corpus = open_corpus(arguments.corpus, text_column=arguments.text_column)
     strategy = config.mapping_strategy()
-    student = begin_student(arguments, teacher, tokenizer, open_model, layer_map=strategy, seed=config.seed)
+    tokenizer_of_student(arguments, tokenizer, compares_tokens=True)
+    student = begin_student(arguments, teacher, open_model, layer_map=strategy, seed=config.seed)
     checked_length(arguments.block_size, teacher, student)
     return _GeneralDistillation(run, arguments, config, teacher, student, tokenizer, corpus).result()
 

@@ -32,6 +32,7 @@ from tinybert.student import (
     calibration_rows,
     fit_projections,
     padded_batches,
+    tokenizer_of_student,
 )
 from tinybert.trainer import DistillationConfig, DistillationTrainer
 from tinybert.training import EncoderTrainer, TrainingConfig
@@ -158,20 +159,22 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     run = Run(config, arguments, inputs=filter(None, inputs))
     intermediate, prediction = _stage_configs(arguments, config)
     teacher = models.open_classifier(arguments.teacher)
-    tokenizer = models.open_tokenizer(arguments.teacher)
+    teacher_tokenizer = models.open_tokenizer(arguments.teacher)
+    compares_tokens = bool(arguments.intermediate_epochs)
+    tokenizer = tokenizer_of_student(arguments, teacher_tokenizer, compares_tokens=compares_tokens)
     train, held_out = load_rows(arguments, teacher)
     names = models.label_names(teacher.config)
     student = begin_student(
         arguments,
         teacher,
-        tokenizer,
         lambda source: models.new_classifier(source, names, is_multi_label=train.kind == "multi_label"),
         layer_map=config.mapping_strategy(),
         seed=config.seed,
     )
     max_length = checked_length(arguments.max_length, teacher, student)
     rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
-    teacher_logits = predict_logits(teacher, rows[1], tokenizer, description="Teacher")
+    teacher_rows = tokenize(held_out, teacher_tokenizer, max_length)  # mostly the same, from the cache
+    teacher_logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
     teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
     taught_on = _TaughtRows(arguments, config, train)
     objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
@@ -179,7 +182,10 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     run.claim()
     taught = taught_on.rows(run.folder)
     taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
-    work = _Distillation(run, teacher, student, tokenizer, taught_rows, rows[1])
+    teacher_rows = tokenize(taught, teacher_tokenizer, max_length)
+    work = _Distillation(
+        run, teacher, student, teacher_tokenizer, tokenizer, teacher_rows, taught_rows, rows[1]
+    )
     if not run.restore("intermediate", student):
         if arguments.is_solved:
             work.solve(config, rows[0], held_out, objective)
@@ -243,12 +249,14 @@ class _TaughtRows:
 
 @dataclass(frozen=True)
 class _Distillation:
-    """The three steps of one run, over the same models and rows."""
+    """The three steps of one run, over the same models and rows, in the tokens of each model."""
 
     run: Run
     teacher: PreTrainedModel
     student: PreTrainedModel
+    teacher_tokenizer: PreTrainedTokenizerBase
     tokenizer: PreTrainedTokenizerBase
+    teacher_rows: Dataset
     train_rows: Dataset
     eval_rows: Dataset
 
@@ -298,8 +306,8 @@ class _Distillation:
         """Train on the teacher's logits, which are computed once; keep the best checkpoint by the metric."""
         train_logits = cached_logits(
             self.teacher,
-            self.train_rows,
-            self.tokenizer,
+            self.teacher_rows,
+            self.teacher_tokenizer,
             self.run.folder / "teacher_logits",
             batch_size=config.per_device_eval_batch_size,
             bf16=bool(config.bf16),

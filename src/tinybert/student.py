@@ -64,10 +64,37 @@ class StudentArguments:
         return self.student is None and self.init == "closed_form"
 
 
+def tokenizer_of_student(
+    arguments: StudentArguments, teacher: PreTrainedTokenizerBase, *, compares_tokens: bool
+) -> PreTrainedTokenizerBase:
+    """Return what the student reads with: its teacher's tokenizer, or its own where the pieces differ.
+
+    Args:
+        arguments: Which student.
+        teacher: The teacher's tokenizer.
+        compares_tokens: Whether any loss sets the states of one model's tokens against the other's.
+
+    Raises:
+        InputError: Tokens would be compared, and the models do not have the same ones.
+    """
+    if arguments.student is None:
+        return teacher
+    own = models.open_tokenizer(arguments.student)
+    difference = models.vocabulary_difference(own, teacher)
+    if difference is None:
+        return teacher
+    if compares_tokens:
+        raise InputError(
+            f"student and teacher have {difference}, and their states are compared token by token: take a "
+            "student with the teacher's tokenizer, let tinybert build one, or distil predictions alone "
+            "(tinybert distill --intermediate_epochs 0)"
+        )
+    return own
+
+
 def begin_student(
     arguments: StudentArguments,
     teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     open_model: Callable[[str], PreTrainedModel],
     *,
     layer_map: str | Sequence[int],
@@ -81,7 +108,6 @@ def begin_student(
     Args:
         arguments: Which student.
         teacher: The teacher.
-        tokenizer: The teacher's.
         open_model: Opens a named student with the head it needs.
         layer_map: g, see ``tinybert.mapping.layer_map``.
         seed: Of everything random.
@@ -99,7 +125,6 @@ def begin_student(
             depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
             check_solvable(teacher, student, map_layers(layer_map, *depths))
         return student
-    models.check_vocabularies(models.open_tokenizer(arguments.student), tokenizer)
     set_seed(seed)
     student = open_model(arguments.student)
     if student.config.hidden_size > teacher.config.hidden_size:

@@ -164,6 +164,18 @@ def head_at(model: PreTrainedModel, places: Tensor | tuple[Sequence[int], Sequen
         handle.remove()
 
 
+def states_pass_by(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters that hidden states and scores do not depend on: pooler and head.
+
+    DDP would wait for their gradients for ever.
+    """
+    encoder = model.base_model
+    pooler = getattr(encoder, "pooler", None)
+    unread = set() if pooler is None else {id(parameter) for parameter in pooler.parameters()}
+    read = {id(parameter) for parameter in encoder.parameters()} - unread
+    return [parameter for parameter in model.parameters() if id(parameter) not in read]
+
+
 def matrix(linear: nn.Linear) -> Tensor:
     """Return a linear layer as (in + 1, out) in float64, bias last."""
     bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias

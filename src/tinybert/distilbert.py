@@ -103,6 +103,11 @@ class DistilBertLoss(nn.Module):
         return self.weights.soft_labels + self.weights.masked_lm > 0
 
     @property
+    def reads_teacher(self) -> bool:
+        """Whether any part needs the teacher: the masked pieces alone do not."""
+        return self.weights.soft_labels + self.weights.cosine > 0
+
+    @property
     def depths(self) -> tuple[int | None, int | None]:
         """Student and teacher layers that have to run: all, for the logits and the last states."""
         return None, None

@@ -54,7 +54,8 @@ class LossWeights:
             raise InputError(f"loss weights must not be negative, got {self}")
         if max(kinds) == 0:
             raise InputError(
-                "every loss weight is 0, so nothing would be trained: give at least one a weight"
+                "every loss weight is 0, so nothing would be trained: give at least one a weight, or leave "
+                "the stage out (--intermediate_epochs 0, --prediction_epochs 0)"
             )
 
 
@@ -131,6 +132,11 @@ class DistillationLoss(nn.Module):
     def reads_logits(self) -> bool:
         """Whether any part needs the student's logits."""
         return self.weights.prediction + self.weights.gold > 0
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether any part needs the teacher: the gold labels alone do not."""
+        return self.reads_states or self.weights.prediction > 0
 
     @property
     def depths(self) -> tuple[int | None, int | None]:

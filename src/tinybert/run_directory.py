@@ -34,7 +34,7 @@ class Figures:
     """One model's row in the closing table.
 
     Attributes:
-        name: Its part: teacher, student, model.
+        name: Its part: teacher, student, model; with how it was made, where there are several ways.
         metrics: On the eval rows.
         parameters: Their number.
         file_size: Bytes of its weights on disk.
@@ -64,12 +64,13 @@ class Result:
 
     def table(self) -> str:
         """Return the models side by side as text, their metric in percent."""
-        lines = [f"{'':10}{self.metric or '':>18}{'parameters':>14}{'file':>12}{'time':>9}"]
+        width = max([10, *(len(row.name) for row in self.figures)])
+        lines = [f"{'':{width}}{self.metric or '':>18}{'parameters':>14}{'file':>12}{'time':>9}"]
         for row in self.figures:
             score = "" if self.metric is None else f"{100 * row.metrics[self.metric]:.2f}"
             seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
             lines.append(
-                f"{row.name:10}{score:>18}{row.parameters / 1e6:12.2f} M"
+                f"{row.name:{width}}{score:>18}{row.parameters / 1e6:12.2f} M"
                 f"{row.file_size / 1e6:9.1f} MB{seconds:>9}"
             )
         return "\n".join(lines)

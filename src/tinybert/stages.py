@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from tinybert import models
 from tinybert.augment import AugmentSettings
 from tinybert.augment_files import AugmentArguments, AugmentJob
+from tinybert.baselines import BaselineArguments, last_objective, settle_baseline
 from tinybert.closed_form import solve_student
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError
@@ -50,7 +51,7 @@ class FinetuneArguments(DataArguments):
 
 
 @dataclass
-class DistillArguments(DataArguments, StudentArguments, AugmentSettings):
+class DistillArguments(DataArguments, StudentArguments, AugmentSettings, BaselineArguments):
     """Who teaches whom, how long each stage lasts, and whether the rows are augmented."""
 
     teacher: str = field(kw_only=True, metadata={"help": "Fine-tuned teacher: a folder or a hub name."})
@@ -150,17 +151,19 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
 
     First the intermediate stage (embeddings, hidden states and attention scores; no label is read), then
     the prediction stage (the teacher's soft labels), each with its own epochs and learning rate; the best
-    prediction checkpoint on the eval rows fills the run directory ``config.output_dir``.
+    prediction checkpoint on the eval rows fills the run directory ``config.output_dir``. A baseline
+    (``tinybert.baselines``) has one stage, as long as both.
 
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
     """
     inputs = [arguments.teacher, arguments.student or "", arguments.train, arguments.eval]
     run = Run(config, arguments, inputs=filter(None, inputs))
+    arguments, config = settle_baseline(arguments, config)
     intermediate, prediction = _stage_configs(arguments, config)
     teacher = models.open_classifier(arguments.teacher)
     teacher_tokenizer = models.open_tokenizer(arguments.teacher)
-    compares_tokens = bool(arguments.intermediate_epochs)
+    compares_tokens = bool(arguments.intermediate_epochs) or arguments.baseline == "pkd"
     tokenizer = tokenizer_of_student(arguments, teacher_tokenizer, compares_tokens=compares_tokens)
     train, held_out = load_rows(arguments, teacher)
     names = models.label_names(teacher.config)
@@ -178,7 +181,8 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
     taught_on = _TaughtRows(arguments, config, train)
     objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
-    prediction_objective = prediction.objective(student, teacher, kind=train.kind)
+    last = last_objective(arguments, prediction, student, teacher, train.kind)
+    first = last if objective is None else objective
     run.claim()
     taught = taught_on.rows(run.folder)
     taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
@@ -188,19 +192,17 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     )
     if not run.restore("intermediate", student):
         if arguments.is_solved:
-            work.solve(config, rows[0], held_out, objective)
-        elif arguments.student is not None and objective is not None:
-            batches = padded_batches(calibration_rows(rows[0], seed=config.seed), tokenizer)
-            layer_map = config.layers_of_teacher(student, teacher)
-            objective.start_projections(fit_projections(student, teacher, batches, layer_map))
+            work.solve(config, rows[0], held_out, first)
+        elif arguments.student is not None and first.reads_states:
+            work.fit(config, rows[0], first)
         if objective is not None:
             work.intermediate(intermediate, objective)
     if arguments.prediction_epochs:
-        work.prediction(prediction, prediction_objective, train, teacher_logits)
+        work.prediction(arguments.baseline or "prediction", prediction, last, train, teacher_logits)
     metrics = score(held_out, predict_logits(student, rows[1], tokenizer, description="Student"))
     figures = (
         Figures("teacher", teacher_metrics, teacher.num_parameters(), file_size(teacher)),
-        Figures("student", metrics, student.num_parameters(), file_size(student), run.seconds()),
+        Figures(arguments.made_by, metrics, student.num_parameters(), file_size(student), run.seconds()),
     )
     data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
     return run.finish(student, tokenizer, train.metric, figures, data)
@@ -261,19 +263,14 @@ class _Distillation:
     eval_rows: Dataset
 
     def solve(
-        self,
-        config: DistillationConfig,
-        rows: Dataset,
-        held_out: TaskData,
-        objective: DistillationLoss | None,
+        self, config: DistillationConfig, rows: Dataset, held_out: TaskData, objective: DistillationLoss
     ) -> None:
         """Start the student in closed form, on a sample of rows as they were before augmentation."""
         started = time.monotonic()
         batches = padded_batches(calibration_rows(rows, seed=config.seed), self.tokenizer)
         layer_map = config.layers_of_teacher(self.student, self.teacher)
         solved = solve_student(self.teacher, self.student, batches, layer_map, seed=config.seed)
-        if objective is not None:
-            objective.start_projections(solved.projections)
+        objective.start_projections(solved.projections)
         logits = predict_logits(self.student, self.eval_rows, self.tokenizer, description="Solved student")
         self.run.stages["closed_form"] = {
             "seconds": round(time.monotonic() - started, 1),
@@ -281,6 +278,12 @@ class _Distillation:
             "hidden_errors": solved.hidden_errors,
             "metrics": score(held_out, logits),
         }
+
+    def fit(self, config: DistillationConfig, rows: Dataset, objective: DistillationLoss) -> None:
+        """Fit the projections of a student that was given, on a like sample."""
+        batches = padded_batches(calibration_rows(rows, seed=config.seed), self.tokenizer)
+        layer_map = config.layers_of_teacher(self.student, self.teacher)
+        objective.start_projections(fit_projections(self.student, self.teacher, batches, layer_map))
 
     def intermediate(self, config: DistillationConfig, objective: DistillationLoss) -> None:
         """Train embeddings, hidden states and attention scores; no label is read."""
@@ -298,31 +301,39 @@ class _Distillation:
 
     def prediction(
         self,
+        stage: str,
         config: DistillationConfig,
         objective: DistillationLoss,
         train: TaskData,
         teacher_logits: np.ndarray,
     ) -> None:
-        """Train on the teacher's logits, which are computed once; keep the best checkpoint by the metric."""
-        train_logits = cached_logits(
-            self.teacher,
-            self.teacher_rows,
-            self.teacher_tokenizer,
-            self.run.folder / "teacher_logits",
-            batch_size=config.per_device_eval_batch_size,
-            bf16=bool(config.bf16),
-        )
+        """Train on labels, soft ones or gold; keep the best checkpoint by the metric.
+
+        The teacher's logits are computed once, unless its states are read, too, or nothing of it is.
+        """
+        rows, eval_rows = self.train_rows, self.eval_rows
+        if objective.reads_teacher and not objective.reads_states:
+            train_logits = cached_logits(
+                self.teacher,
+                self.teacher_rows,
+                self.teacher_tokenizer,
+                self.run.folder / "teacher_logits",
+                batch_size=config.per_device_eval_batch_size,
+                bf16=bool(config.bf16),
+            )
+            rows = with_teacher_logits(rows, train_logits)
+            eval_rows = with_teacher_logits(eval_rows, teacher_logits)
         trainer = DistillationTrainer(
             self.student,
-            None,
-            self.run.stage_config("prediction", config, best=train.metric),
+            self.teacher if objective.reads_states else None,
+            self.run.stage_config(stage, config, best=train.metric),
             objective,
-            train_dataset=with_teacher_logits(self.train_rows, train_logits),
-            eval_dataset=with_teacher_logits(self.eval_rows, teacher_logits),
+            train_dataset=rows,
+            eval_dataset=eval_rows,
             data_collator=DataCollatorWithPadding(self.tokenizer),
             compute_metrics=metrics_for_trainer(train),
         )
-        self.run.train("prediction", trainer)
+        self.run.train(stage, trainer)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, float]:

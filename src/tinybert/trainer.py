@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from tinybert.anatomy import states_pass_by
 from tinybert.capture import capture, check_capturable, evaluating
 from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
@@ -51,8 +52,11 @@ class DistillationConfig(TrainingConfig):
     projection_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the projections; that of the student unless given."}
     )
-    student_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout in the student while it imitates, whatever its config says."}
+    student_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout in the student; 0 while it imitates, its own config's on gold labels alone."
+        },
     )
     padding: Literal["real", "reference"] = field(
         default="real",
@@ -67,7 +71,7 @@ class DistillationConfig(TrainingConfig):
         """
         if self.temperature <= 0:
             raise InputError(f"--temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.student_dropout < 1:
+        if self.student_dropout is not None and not 0 <= self.student_dropout < 1:
             raise InputError(f"--student_dropout must be 0 or more and below 1, got {self.student_dropout}")
         if self.relation_heads is not None and self.relation_heads < 1:
             raise InputError(f"--relation_heads must be 1 or more, got {self.relation_heads}")
@@ -195,7 +199,9 @@ class DistillationTrainer(EncoderTrainer):
         return (loss, {"logits": student.logits}) if return_outputs else loss
 
     def observe_teacher(self, inputs: Mapping[str, Any]) -> States:
-        """Return the teacher's states, or its logits alone where they came with the batch."""
+        """Return the teacher's states; its logits alone where they came with the batch; or nothing."""
+        if not self.objective.reads_teacher:
+            return States()
         if "teacher_logits" in inputs and not self.objective.reads_states:
             return States(logits=inputs["teacher_logits"])
         if self.teacher is None:
@@ -219,13 +225,19 @@ class DistillationTrainer(EncoderTrainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still."""
-        unread = [] if self.objective.reads_logits else _unread(self.model)
+        """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still.
+
+        Dropout makes noise in what is to match a teacher; without a teacher it is fine-tuning's own.
+        """
+        dropout = self.args.student_dropout
+        if dropout is None and self.objective.reads_teacher:
+            dropout = 0.0
+        unread = [] if self.objective.reads_logits else states_pass_by(self.model)
         trainable = [parameter for parameter in unread if parameter.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with _dropping(self.model, self.args.student_dropout):
+            with _dropping(self.model, dropout):
                 return super().train(*args, **kwargs)
         finally:
             for parameter in trainable:
@@ -357,13 +369,17 @@ def _check_shown(objective: Objective, *models: PreTrainedModel | None) -> None:
 
 
 @contextmanager
-def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
-    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back."""
+def _dropping(model: nn.Module, rate: float | None) -> Iterator[None]:
+    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back.
+
+    None leaves them as they are.
+    """
     rates = [
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
-        if isinstance(value, float)
+        if rate is not None
+        and isinstance(value, float)
         and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
     ]
     for module, name, _ in rates:
@@ -373,15 +389,3 @@ def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
     finally:
         for module, name, value in rates:
             setattr(module, name, value)
-
-
-def _unread(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the parameters that hidden states and scores do not depend on: pooler and head.
-
-    DDP would wait for their gradients for ever.
-    """
-    encoder = model.base_model
-    pooler = getattr(encoder, "pooler", None)
-    unread = set() if pooler is None else {id(parameter) for parameter in pooler.parameters()}
-    read = {id(parameter) for parameter in encoder.parameters()} - unread
-    return [parameter for parameter in model.parameters() if id(parameter) not in read]

@@ -19,6 +19,7 @@ commands:
   general     teach a small student on text without labels, for any task after it
   evaluate    score a model on labelled rows
   augment     write changed copies of rows, to train on
+  report      write a run's page: figures, losses, attention, disagreements
 """
 
 
@@ -170,6 +171,15 @@ def _augment(options: list[str]) -> None:
     print(f"Next: tinybert distill --augmented {made.output} ...")
 
 
+def _report(options: list[str]) -> None:
+    from tinybert.run_report import ReportArguments, report
+
+    if options and not options[0].startswith("-"):
+        options = ["--run", *options]
+    (arguments,) = _parse("report", options, ReportArguments)
+    print(report(arguments))
+
+
 def _quickstart(options: list[str]) -> None:
     from tinybert.quickstart import QuickstartArguments, quickstart
 
@@ -184,4 +194,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "general": _general,
     "evaluate": _evaluate,
     "augment": _augment,
+    "report": _report,
 }

@@ -20,9 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from tinybert.checkpoints import last_whole
 from tinybert.errors import InputError, Stopped
+from tinybert.model_card import model_card, origins
+from tinybert.summary import RECORD as RECORD
+from tinybert.summary import model_lines, with_retention
 from tinybert.training import EncoderTrainer
 
-RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 _RECORDED_PACKAGES = ("tinybert", "torch", "transformers", "datasets", "accelerate")
 
@@ -250,12 +252,15 @@ class Run:
     ) -> Result:
         """Publish the model folder and run.json, drop the checkpoints, and return the result."""
         result = Result(self.folder, metric, figures)
+        record = self._record(result, data)
+        lines = with_retention(model_lines(record), metric)
+        card = model_card(record, lines, self.folder.resolve().name, type(model).__name__)
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(_model_card(result, model), encoding="utf-8")
-            (folder / RECORD).write_text(json.dumps(self._record(result, data), indent=2, default=str) + "\n")
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
 
         if self.is_main:
             write_whole(self.folder, write)
@@ -270,44 +275,10 @@ class Run:
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _RECORDED_PACKAGES},
             "arguments": asdict(self.arguments),
+            "origins": origins(asdict(self.arguments)),
             "training": self.config.to_sanitized_dict(),
             "data": data,
             "metric": result.metric,
             "models": [asdict(figures) for figures in result.figures],
             "stages": self.stages,
         }
-
-
-def _model_card(result: Result, model: PreTrainedModel) -> str:
-    """Return the README.md of a model folder: the Hub's metadata, the figures, how to load it."""
-    name, made = result.output_dir.resolve().name, result.figures[-1]
-    kind = type(model).__name__
-    if "SequenceClassification" in kind:
-        task = "text-classification"
-    else:
-        task = "fill-mask" if "MaskedLM" in kind else "feature-extraction"
-    score = "."
-    if result.metric is not None:
-        score = f"; `{result.metric}` on held-out text {100 * made.metrics[result.metric]:.2f}:"
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
-tags: [tinybert, distillation]
----
-
-# {name}
-
-Made with tinybert{score}
-
-```
-{result.table()}
-```
-
-```python
-from transformers import pipeline
-
-model = pipeline("{task}", model="{name}")
-```
-
-How it was made, with versions, seeds and data fingerprints: `run.json`.
-"""

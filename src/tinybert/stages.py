@@ -27,6 +27,7 @@ from tinybert.evaluation import (
 from tinybert.objective import DistillationLoss
 from tinybert.rows import DataArguments, checked_length, classes, load_rows, provenance
 from tinybert.run_directory import Figures, Result, Run, file_size
+from tinybert.run_report import Comparison, publish
 from tinybert.student import (
     StudentArguments,
     begin_student,
@@ -178,7 +179,7 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
     teacher_rows = tokenize(held_out, teacher_tokenizer, max_length)  # mostly the same, from the cache
     teacher_logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
-    teacher_metrics = _check_teacher(arguments, held_out, score(held_out, teacher_logits))
+    _check_teacher(arguments, held_out, score(held_out, teacher_logits))
     taught_on = _TaughtRows(arguments, config, train)
     objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
     last = last_objective(arguments, prediction, student, teacher, train.kind)
@@ -199,13 +200,11 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
             work.intermediate(intermediate, objective)
     if arguments.prediction_epochs:
         work.prediction(arguments.baseline or "prediction", prediction, last, train, teacher_logits)
-    metrics = score(held_out, predict_logits(student, rows[1], tokenizer, description="Student"))
-    figures = (
-        Figures("teacher", teacher_metrics, teacher.num_parameters(), file_size(teacher)),
-        Figures(arguments.made_by, metrics, student.num_parameters(), file_size(student), run.seconds()),
-    )
     data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
-    return run.finish(student, tokenizer, train.metric, figures, data)
+    logits = predict_logits(student, rows[1], tokenizer, description="Student")
+    tokenizers = (teacher_tokenizer, tokenizer)
+    compared = Comparison(held_out, teacher, student, tokenizers, teacher_logits, logits)
+    return publish(run, compared, train.metric, data, made_by=arguments.made_by)
 
 
 class _TaughtRows:
@@ -384,12 +383,10 @@ def _stage_configs(
     return intermediate, prediction
 
 
-def _check_teacher(
-    arguments: DistillArguments, data: TaskData, metrics: dict[str, float]
-) -> dict[str, float]:
+def _check_teacher(arguments: DistillArguments, data: TaskData, metrics: dict[str, float]) -> None:
     metric, chance = chance_level(data)
     if metrics[metric] > chance:
-        return metrics
+        return
     complaint = (
         f"the teacher {arguments.teacher} is no better than chance on {arguments.eval}: {metric} "
         f"{metrics[metric]:.3f}, chance {chance:.3f}; check its label order and its fine-tuning"
@@ -397,4 +394,3 @@ def _check_teacher(
     if not arguments.force:
         raise InputError(f"{complaint}, or add --force to go on")
     logger.warning("%s (going on, as --force says)", complaint)
-    return metrics

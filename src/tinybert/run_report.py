@@ -1,0 +1,328 @@
+"""A run directory -> its report.html: what the record says, and what both models show where they are."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinybert import models
+from tinybert.curves import stage_of_page
+from tinybert.data import TaskData, load_data, tokenize
+from tinybert.errors import InputError, one_line
+from tinybert.evaluation import predict_logits, score
+from tinybert.evidence import attention_maps, disagreements, error_of_difference
+from tinybert.mapping import layer_map
+from tinybert.model_card import is_unedited, model_card
+from tinybert.report import render
+from tinybert.rows import checked_length, classes
+from tinybert.run_directory import Figures, Result, Run, file_size, write_whole
+from tinybert.served import onnx_lines, with_latencies
+from tinybert.summary import (
+    Line,
+    cells,
+    command_line,
+    is_error,
+    misfit,
+    model_lines,
+    read_record,
+    run_kind,
+    verdict,
+    with_retention,
+)
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+MOST_EVAL_ROWS = 1000  # that both models are run on again, where a run's own logits are not at hand
+
+_ROWS = {
+    "teacher": str,
+    "eval": str,
+    "text_columns": ([str], None),
+    "label_column": (str, None),
+    "label_columns": ([str], None),
+    "max_length": int,
+}
+
+
+@dataclass
+class ReportArguments:
+    """Which run, and what to set beside it."""
+
+    run: str = field(metadata={"help": "Output folder of a finished run; also given without --run."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "Run to set beside it, such as a small model without a teacher."}
+    )
+    benchmark: str | None = field(
+        default=None, metadata={"help": "What tinybert benchmark --json wrote of the run, its teacher ..."}
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models of a distillation and what they said of its eval rows.
+
+    Attributes:
+        data: The rows, labelled.
+        teacher: The teacher.
+        student: The student.
+        tokenizers: The teacher's and the student's, mostly the same.
+        teacher_logits: (rows, C).
+        student_logits: (rows, C).
+        is_part: Whether the rows are only some of those the record's scores are from.
+    """
+
+    data: TaskData
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+    teacher_logits: np.ndarray
+    student_logits: np.ndarray
+    is_part: bool = False
+
+
+def report(arguments: ReportArguments) -> Path:
+    """Write the report of a finished run into its directory, and its model card unless that was edited.
+
+    Where the teacher and the eval rows still are what they were, both models are run on the rows again.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: It is no run, its record is damaged, or the baseline's is.
+    """
+    folder = Path(arguments.run)
+    record = read_record(folder)
+    lines, notes = _lines(folder, record, arguments)
+    comparison: Comparison | str = "this run has no teacher to compare with."
+    if run_kind(record) == "general":
+        comparison = "a run on text without labels has no rows that both models answer."
+    elif run_kind(record) == "distill":
+        try:
+            comparison = _compare(folder, record)
+        except InputError as error:
+            comparison = one_line(error)
+    _write(folder, record, lines, notes, comparison)
+    return folder / PAGE
+
+
+def publish(
+    run: Run, compared: Comparison, metric: str, data: dict[str, dict[str, str]], *, made_by: str
+) -> Result:
+    """Score both models of a distillation, fill its run directory with the student, and write the report.
+
+    Args:
+        run: The run, its stages done.
+        compared: Both models and what they say of the eval rows.
+        metric: The one that counts.
+        data: Where the rows are from, for the record.
+        made_by: What the student is called in tables.
+    """
+    figures = tuple(
+        Figures(name, score(compared.data, logits), model.num_parameters(), file_size(model), seconds)
+        for name, model, logits, seconds in (
+            ("teacher", compared.teacher, compared.teacher_logits, None),
+            (made_by, compared.student, compared.student_logits, run.seconds()),
+        )
+    )
+    result = run.finish(compared.student, compared.tokenizers[1], metric, figures, data)
+    if run.is_main:
+        report_of_run(run.folder, compared)
+    return result
+
+
+def report_of_run(folder: Path, comparison: Comparison) -> None:
+    """Write the report of a run that has just been published; whatever goes wrong is a warning.
+
+    The student is in its place by then: nothing that a page needs is worth losing a run for.
+    """
+    try:
+        record = read_record(folder)
+        _write(folder, record, model_lines(record), [], comparison)
+    except Exception as error:
+        logger.warning("no report was written (%s); tinybert report %s writes one", one_line(error), folder)
+
+
+def _lines(
+    folder: Path, record: Mapping[str, Any], arguments: ReportArguments
+) -> tuple[list[Line], list[str]]:
+    """Return all models of the table, and what is to be said under it."""
+    *before, made = model_lines(record)
+    folders = {made.name: folder}
+    if isinstance(record["arguments"].get("teacher"), str):
+        folders["teacher"] = Path(record["arguments"]["teacher"])
+    lines, notes = before, []
+    if arguments.baseline is not None:
+        lines.append(_baseline(Path(arguments.baseline), record["metric"]))
+        folders[lines[-1].name] = Path(arguments.baseline)
+    lines += [made, *onnx_lines(folder, made)]
+    if arguments.benchmark is not None:
+        lines, note = with_latencies(lines, Path(arguments.benchmark), folders)
+        notes.append(note)
+    return lines, notes
+
+
+def _baseline(folder: Path, metric: str | None) -> Line:
+    record = read_record(folder)
+    if record["metric"] != metric:
+        raise InputError(
+            f"the baseline {folder} was scored by {record['metric']}, the run by {metric}: give one of the "
+            "same task"
+        )
+    is_taught = run_kind(record) != "finetune" and record["arguments"].get("baseline") != "finetune"
+    name = f"baseline {folder.resolve().name}" if is_taught else "fine-tuned only"
+    return replace(model_lines(record)[-1], name=name)
+
+
+def _write(
+    folder: Path,
+    record: Mapping[str, Any],
+    lines: Sequence[Line],
+    notes: list[str],
+    comparison: Comparison | str,
+) -> None:
+    metric, name = record["metric"], folder.resolve().name
+    lines = with_retention(lines, metric)
+    results: dict[str, Any] = {
+        "name": name,
+        "stages": [stage_of_page(name, stage, metric) for name, stage in record["stages"].items()],
+        "made": _made(record),
+        "tradeoff": _tradeoff(lines, metric),
+        **_evidence(record, comparison),
+    }
+    header, rows = cells(lines, metric)
+    results["table"] = {"header": header, "rows": rows, "notes": notes}
+    error = None
+    if isinstance(comparison, Comparison) and not comparison.is_part and run_kind(record) == "distill":
+        logits = (comparison.teacher_logits, comparison.student_logits)
+        error = error_of_difference(comparison.data, str(metric), *logits)
+    results["verdict"] = verdict(record, lines, error_of_difference=error)
+    pages = {PAGE: render(results)}
+    card = folder / "README.md"
+    if card.is_file() and is_unedited(card.read_text(encoding="utf-8", errors="replace")):
+        pages[card.name] = model_card(record, lines, name, _architecture(folder))
+
+    def write(temporary: Path) -> None:
+        for page, text in pages.items():
+            (temporary / page).write_bytes(text.encode("utf-8", "replace"))
+
+    write_whole(folder, write)
+
+
+def _architecture(folder: Path) -> str:
+    architectures = models.open_config(str(folder)).architectures or [""]
+    return str(architectures[0])
+
+
+def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
+    """Open both models of a distillation and run them on its eval rows.
+
+    Raises:
+        InputError: Something it takes is not there any more, or not what it was.
+    """
+    arguments = record["arguments"]
+    wrong = misfit(arguments, _ROWS, "it")
+    if wrong:
+        raise InputError(f"the arguments in run.json are damaged ({wrong}).")
+    teacher = models.open_classifier(arguments["teacher"])
+    student = models.open_classifier(str(folder))
+    tokenizers = models.open_tokenizer(arguments["teacher"]), models.open_tokenizer(str(folder))
+    kind, names = classes(student)
+    columns = {name: arguments[name] for name in ("text_columns", "label_column", "label_columns")}
+    data = load_data(arguments["eval"], split="validation", kind=kind, label_names=names or None, **columns)
+    if data.fingerprint != record["data"].get("eval", {}).get("fingerprint"):
+        raise InputError(f"the rows of {arguments['eval']} are not those of the run any more.")
+    is_part = len(data.rows) > MOST_EVAL_ROWS
+    if is_part:
+        data = replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS)))
+    max_length = checked_length(arguments["max_length"], teacher, student)
+    teacher_logits, student_logits = (
+        predict_logits(model, tokenize(data, tokenizer, max_length), tokenizer, description=name)
+        for name, model, tokenizer in zip(("Teacher", "Student"), (teacher, student), tokenizers, strict=True)
+    )
+    return Comparison(data, teacher, student, tokenizers, teacher_logits, student_logits, is_part)
+
+
+def _strategy(record: Mapping[str, Any]) -> str | list[int]:
+    """Return the layer mapping of a record, where lists are written as Python writes them."""
+    words = re.findall(r"\w+", str(record["training"].get("layer_map", "uniform")))
+    return [int(word) for word in words] if all(word.isdecimal() for word in words) else " ".join(words)
+
+
+def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[str, Any]:
+    """Return the sections ``disagreements`` and ``attention``, or why there are none."""
+    if isinstance(comparison, str):
+        return {name: {"reason": comparison} for name in ("disagreements", "attention")}
+    found = disagreements(comparison.data, comparison.teacher_logits, comparison.student_logits)
+    if comparison.is_part:
+        found["sentences"].append(f"These are the first {len(comparison.data.rows):,} eval rows.")
+    try:
+        depths = [model.config.num_hidden_layers for model in (comparison.student, comparison.teacher)]
+        difference = models.vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
+        if difference is not None:
+            raise InputError(f"they have {difference}.")
+        maps = attention_maps(
+            comparison.teacher,
+            comparison.student,
+            comparison.tokenizers[1],
+            comparison.data,
+            layer_map(_strategy(record), *depths),
+            found["places"],
+            is_compiled=bool(record["training"].get("torch_compile")),
+        )
+    except InputError as error:
+        maps = {"reason": one_line(error)}
+    return {"disagreements": found, "attention": maps}
+
+
+def _tradeoff(lines: Sequence[Line], metric: str | None) -> dict[str, Any] | None:
+    """Return the points of score against latency, where two models have both."""
+    factor = 1 if is_error(metric) else 100
+    points = [
+        (line.name, line.latency, factor * line.score)
+        for line in lines
+        if line.latency is not None and line.score is not None
+    ]
+    if len(points) < 2:
+        return None
+    return {"points": points, "x_label": "milliseconds an answer", "y_label": metric or "score"}
+
+
+def _made(record: Mapping[str, Any]) -> dict[str, Any]:
+    training = record["training"]
+    data = [
+        (
+            f"{name} rows" if name != "corpus" else name,
+            ", ".join(f"{key} {value}" for key, value in about.items()),
+        )
+        for name, about in record["data"].items()
+    ]
+    seeds = [(name, str(training[name])) for name in ("seed", "data_seed") if name in training]
+    seeds = [(name, seed) for name, seed in seeds if seed != "None"]
+    versions = list(record["versions"].items())
+    when = [("finished", record["finished"]), ("took", f"{record['seconds']:,.0f} s")]
+    groups = {
+        "Data, seeds, versions": [*data, *seeds, *versions, *when],
+        "Arguments of the command": _entries(record["arguments"]),
+        "Training arguments": _entries(training),
+    }
+    return {
+        "command": command_line(record["command"]),
+        "groups": [{"title": title, "entries": entries} for title, entries in groups.items()],
+    }
+
+
+def _entries(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shown = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in arguments.items()
+        if value is not None and not name.endswith("token")
+    }
+    return [(name, value[:300]) for name, value in sorted(shown.items())]

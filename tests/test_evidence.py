@@ -1,0 +1,166 @@
+"""What two models answer and where they look, against plain ways to find it out."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
+
+from tinybert.data import TaskData
+from tinybert.evidence import (
+    MOST_PIECES,
+    MOST_ROWS,
+    attention_maps,
+    disagreements,
+    error_of_difference,
+)
+
+
+def rows_of(labels: Any, kind: Any = "classification", metric: str = "accuracy", **columns: Any) -> TaskData:
+    texts = columns.pop("texts", None) or [f"film {place}" for place in range(len(labels))]
+    names = () if kind == "regression" else ("bad", "good", "dull")
+    return TaskData(
+        Dataset.from_dict({"text": texts, "label": labels, **columns}), kind, names, metric, "f", "0"
+    )
+
+
+def test_rows_with_other_answers_are_found_the_furthest_apart_first() -> None:
+    """The reader sees the worst first, and none where both say the same."""
+    data = rows_of([0, 1, 1, 0])
+    teacher = np.array([[4.0, 0, 0], [0, 4, 0], [0, 1, 0], [3, 0, 0]], np.float32)
+    student = np.array([[3.0, 0, 0], [9, 0, 0], [1, 0.5, 0], [0, 0, 1]], np.float32)
+    found = disagreements(data, teacher, student)
+    assert found["places"] == [1, 3, 2]
+    first = found["rows"][0]
+    assert (first["number"], first["text"], first["pair"], first["gold"]) == (2, "film 1", None, "good")
+    assert first["teacher"] == {"answer": "good", "confidence": "96%", "is_right": True}
+    assert first["student"] == {"answer": "bad", "confidence": "100%", "is_right": False}
+    assert found["sentences"] == [
+        "They give the same answer to 1 of 4 rows.",
+        "Of the 3 others the teacher has 3 right, the student 0.",
+    ]
+
+
+def test_scores_are_listed_by_their_distance() -> None:
+    """A regression never gives quite the same answer twice."""
+    data = rows_of([1.0, 2.0], "regression", "pearson", text_pair=["a", None])
+    found = disagreements(data, np.array([[1.0], [2.0]]), np.array([[1.25], [4.0]]))
+    assert [row["student"]["answer"] for row in found["rows"]] == ["4.00", "1.25"]
+    assert [row["pair"] for row in found["rows"]] == [None, "a"]
+    assert found["sentences"] == ["Their scores on 2 rows differ by 1.125 on average."]
+
+
+def test_sets_of_labels_differ_if_one_does() -> None:
+    """Multi-label answers are compared whole, and named."""
+    data = rows_of([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], "multi_label", "f1_micro")
+    teacher = np.array([[-9.0, 9, 9], [-9, -9, -9]])
+    found = disagreements(data, teacher, np.array([[-9.0, 9, -1], [-9, -9, -9]]))
+    (row,) = found["rows"]
+    assert (row["gold"], row["teacher"]["answer"], row["student"]["answer"]) == (
+        "good, dull",
+        "good, dull",
+        "good",
+    )
+    assert row["student"]["confidence"] == "73%", "sigmoid(1), of the least certain label"
+
+
+def test_many_rows_and_long_texts_are_cut_and_it_is_said() -> None:
+    """The page stays small on any data."""
+    count = MOST_ROWS + 20
+    data = rows_of([0] * count, texts=["word " * 2000] * count)
+    found = disagreements(data, np.eye(3)[[0] * count], np.eye(3)[[1] * count])
+    assert len(found["rows"]) == MOST_ROWS
+    assert max(len(row["text"]) for row in found["rows"]) <= 600
+    assert found["sentences"][-1] == f"Here are the {MOST_ROWS} with the greatest difference."
+
+
+def test_the_error_of_an_accuracy_is_that_of_the_paired_differences() -> None:
+    """Two models that fail on the same rows are compared far more sharply than two shares."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=1500)
+    teacher = np.eye(3)[np.where(generator.random(1500) < 0.9, labels, 0)]
+    student = np.where(
+        generator.random((1500, 1)) < 0.95, teacher, np.eye(3)[generator.integers(3, size=1500)]
+    )
+    paired = error_of_difference(rows_of(labels), "accuracy", teacher, student)
+    drawn = error_of_difference(rows_of(labels), "accuracy_f1", teacher, student)
+    right = (teacher.argmax(1) == labels, student.argmax(1) == labels)
+    means = []
+    for _ in range(300):
+        places = generator.integers(1500, size=1500)
+        means.append(right[1][places].mean() - right[0][places].mean())
+    assert paired == pytest.approx(float(np.std(means)), rel=0.2)
+    assert drawn == pytest.approx(paired, rel=0.5)
+    assert error_of_difference(rows_of(labels), "accuracy", teacher, teacher) == 0
+
+
+@pytest.fixture
+def pair(
+    tiny_encoder: Callable[..., PreTrainedModel], tmp_path: Path
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A teacher of three layers and a student of two, on eager attention where that is asked for."""
+    found = []
+    for depth in (3, 2):
+        tiny_encoder("bert", num_hidden_layers=depth).save_pretrained(tmp_path / str(depth))
+        found.append(
+            BertForSequenceClassification.from_pretrained(tmp_path / str(depth), attn_implementation="eager")
+        )
+    return found[0].eval(), found[1].eval()
+
+
+def unpacked(sentence: dict[str, Any], model: str, layers: int, heads: int) -> np.ndarray:
+    size = len(sentence["pieces"])
+    packed = np.frombuffer(base64.b64decode(sentence[model]), np.uint8)
+    return packed.reshape(layers, heads, size, size) / 255
+
+
+def test_maps_are_the_models_own_attention(
+    pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: BertTokenizerFast
+) -> None:
+    """Against transformers' eager attention, which shows its probabilities."""
+    teacher, student = pair
+    data = rows_of([0, 1], texts=["the good film was very fine", "a bad plot"])
+    found = attention_maps(teacher, student, tokenizer, data, (1, 3), places=[1])
+    assert [sentence["text"] for sentence in found["sentences"]] == [
+        "a bad plot",
+        "the good film was very fine",
+    ]
+    assert [(pair["teacher"]["layer"], pair["student"]["layer"]) for pair in found["layers"]] == [
+        (1, 1),
+        (3, 2),
+    ]
+    for sentence in found["sentences"]:
+        encoded = tokenizer(sentence["text"], return_tensors="pt")
+        for name, model, layers in (("teacher", teacher, (0, 2)), ("student", student, (0, 1))):
+            with torch.no_grad():
+                whole = model(**encoded, output_attentions=True).attentions
+            expected = np.stack([whole[layer][0].numpy() for layer in layers])
+            np.testing.assert_allclose(unpacked(sentence, name, 2, 4), expected, atol=0.003)
+
+
+def test_long_rows_are_cut_and_pairs_are_joined(
+    pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: BertTokenizerFast
+) -> None:
+    """A map of five hundred words is no map, and both halves of a pair are looked at."""
+    data = rows_of([0], texts=["film " * 300], text_pair=["good " * 300])
+    (sentence,) = attention_maps(*pair, tokenizer, data, (1, 3))["sentences"]
+    assert len(sentence["pieces"]) == MOST_PIECES
+    assert {"film", "good"} < set(sentence["pieces"])
+    assert pair[0].training is False
+
+
+def test_different_numbers_of_heads_are_said(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+    tiny_encoder: Callable[..., PreTrainedModel],
+    tokenizer: BertTokenizerFast,
+) -> None:
+    """Head 3 of one is not head 3 of the other."""
+    student = tiny_encoder("bert", num_hidden_layers=2, num_attention_heads=2)
+    found = attention_maps(pair[0], student, tokenizer, rows_of([0]), (1, 3))
+    assert "only means over the heads" in found["notes"][-1]
+    assert [layer["student"]["heads"] for layer in found["layers"]] == [2, 2]

@@ -8,20 +8,32 @@ import torch
 from transformers import (
     AlbertConfig,
     AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
     BertTokenizerFast,
     DebertaV2Config,
+    DistilBertConfig,
     DistilBertForSequenceClassification,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForMultipleChoice,
     XLMRobertaConfig,
 )
 
 from conftest import PIECES, randomise
 from tinybert.errors import InputError
-from tinybert.student import StudentSize, calibration_batches, make_student, shrink_config
+from tinybert.student import calibration_batches, make_student
+from tinybert.student_config import StudentSize, bert_config, shrink_config
 
 Make = Callable[..., PreTrainedModel]
 SMALL = StudentSize(layers=2, hidden_size=16, intermediate_size=20)
@@ -285,3 +297,62 @@ def test_xlm_robertas_closed_form_is_nearer_to_its_teacher_than_a_random_start(
     with torch.no_grad():
         wanted, found, noise = (model(**inputs).logits for model in (teacher, solved, random))
     assert (found - wanted).square().mean() < 0.5 * (noise - wanted).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options", "expected"),
+    [
+        (RobertaConfig, {"pad_token_id": 1, "type_vocab_size": 1}, {"type_vocab_size": 1, "pad_token_id": 1}),
+        (DebertaV2Config, {"type_vocab_size": 0}, {"type_vocab_size": 2}),
+        (ModernBertConfig, {"cls_token_id": 2, "sep_token_id": 3}, {"hidden_act": "gelu"}),
+        (DistilBertConfig, {"activation": "relu", "hidden_dim": 40}, {"hidden_act": "relu"}),
+        (AlbertConfig, {"embedding_size": 8, "hidden_act": "gelu_new"}, {"hidden_act": "gelu_new"}),
+    ],
+)
+def test_a_bert_of_another_familys_teacher_reads_its_pieces(
+    config_class: type, options: dict[str, object], expected: dict[str, object]
+) -> None:
+    """RoBERTa's table of positions begins with two rows that no token reads; its padding is piece 1."""
+    teacher = build(config_class, max_position_embeddings=20, id2label={0: "no", 1: "yes"}, **options)
+    config = bert_config(teacher.config, SMALL)
+    wanted = {"vocab_size": len(PIECES), "eos_token_id": 3, "id2label": {0: "no", 1: "yes"}} | expected
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert config.max_position_embeddings == (18 if config_class is RobertaConfig else 20)
+    student = make_student(teacher, SMALL, family="bert")
+    assert type(student) is BertModel
+    ids = torch.randint(5, 20, (1, config.max_position_embeddings))
+    with torch.no_grad():
+        assert student(input_ids=ids).last_hidden_state.shape == (1, config.max_position_embeddings, 16)
+        assert teacher(input_ids=ids).last_hidden_state.shape[1] == config.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (AutoModelForTokenClassification, BertForTokenClassification),
+        (AutoModelForQuestionAnswering, BertForQuestionAnswering),
+        (AutoModelForMaskedLM, BertForMaskedLM),
+        (AutoModelForSequenceClassification, BertForSequenceClassification),
+    ],
+)
+def test_a_bert_has_its_teachers_kind_of_head(kind: type, expected: type) -> None:
+    """A student without the head has nothing to learn the predictions with."""
+    config = build(RobertaConfig, num_labels=3).config
+    assert type(make_student(kind.from_config(config), SMALL, family="bert")) is expected
+
+
+def test_heads_that_bert_lacks_and_copies_between_families_are_refused() -> None:
+    """torch's own words would be about names of weights that nobody chose."""
+    teacher = build(RobertaConfig)
+    with pytest.raises(InputError, match="cannot copy roberta layers into BERT's: leave --student"):
+        make_student(teacher, full_size(teacher, 4), family="bert", init="copy")
+    chooser = RobertaForMultipleChoice(teacher.config)
+    with pytest.raises(InputError, match="BERT has no head like RobertaForMultipleChoice's"):
+        make_student(chooser, SMALL, family="bert")
+
+
+def test_a_bert_teachers_bert_student_is_made_as_ever(tiny_encoder: Make) -> None:
+    """The option names what the teacher is already: nothing may change."""
+    plain, named = (make_student(tiny_encoder("bert"), SMALL, family=family) for family in (None, "bert"))
+    assert plain.config.to_dict() == named.config.to_dict()
+    assert all(torch.equal(plain.state_dict()[name], value) for name, value in named.state_dict().items())

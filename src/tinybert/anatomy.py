@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tinybert.errors import InputError
 
@@ -38,6 +38,13 @@ _DISTILBERT = {
     "down": "ffn.lin2",
     "norm2": "output_layer_norm",
 }
+_MPNET = _BERT | {
+    "query": "attention.attn.q",
+    "key": "attention.attn.k",
+    "value": "attention.attn.v",
+    "out": "attention.attn.o",
+    "norm1": "attention.LayerNorm",
+}
 
 
 class Family(NamedTuple):
@@ -53,21 +60,33 @@ FAMILIES = {
     "xlm-roberta": Family(_BERT, ("classifier.dense", torch.tanh, "classifier.out_proj")),
     "electra": Family(_BERT, ("classifier.dense", F.gelu, "classifier.out_proj")),
     "distilbert": Family(_DISTILBERT, ("pre_classifier", F.relu, "classifier")),
+    "mpnet": Family(_MPNET, ("classifier.dense", torch.tanh, "classifier.out_proj")),
 }
 
 
 def check_family(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    """Check that two models are of one known family.
+    """Check that what one model computes can be written as the other: one known family, or BERT for student.
 
     Raises:
-        InputError: They are not.
+        InputError: It cannot. MPNet's scores have a bias by distance, for which BERT has no place.
     """
     family, other = teacher.config.model_type, student.config.model_type
-    if family not in FAMILIES or family != other:
+    if family not in FAMILIES or other not in (family, "bert") or (family, other) == ("mpnet", "bert"):
         raise InputError(
-            f"no closed-form start from {family} to {other}: teacher and student must be of one family among "
-            f"{', '.join(FAMILIES)}; start at random (init random) instead"
+            f"no closed-form start from {family} to {other}: teacher and student must be of one family of "
+            f"{', '.join(FAMILIES)}, or the student BERT and the teacher any of them but mpnet; "
+            "start at random (init random) instead"
         )
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Return the row of the position table that the first token takes.
+
+    RoBERTa counts from the one after its padding's id, and so does MPNet, which has that fixed at 1.
+    """
+    if config.model_type in ("roberta", "xlm-roberta"):
+        return int(config.pad_token_id) + 1
+    return 2 if config.model_type == "mpnet" else 0
 
 
 class SequenceHead(NamedTuple):
@@ -91,11 +110,17 @@ class Layer:
     down: nn.Linear
     norm2: nn.LayerNorm
 
-    def __init__(self, layer: nn.Module, paths: Mapping[str, str], heads: int) -> None:
-        """Find the pieces of one layer."""
+    def __init__(
+        self,
+        layer: nn.Module,
+        paths: Mapping[str, str],
+        heads: int,
+        position_bias: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        """Find the pieces of one layer; ``position_bias`` adds (B, h, T, T) to its scores (MPNet)."""
         for name in paths.keys() - {"layers"}:
             setattr(self, name, attrgetter(paths[name])(layer))
-        self.heads = heads
+        self.heads, self.position_bias = heads, position_bias
 
     def attend(self, states: Tensor, mask: Tensor) -> Tensor:
         """(B, T, d) -> the attention block's output before its layer norm."""
@@ -103,7 +128,10 @@ class Layer:
             linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        seen = mask[:, None, None, :]
+        if self.position_bias is not None:
+            seen = self.position_bias(states).masked_fill(~seen, float("-inf"))
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         return self.out(context.transpose(1, 2).flatten(2)) + states
 
     def feed(self, states: Tensor) -> Tensor:
@@ -119,9 +147,13 @@ class Encoder:
         self.model, self.base, config = model, model.base_model, model.config
         paths = FAMILIES[config.model_type].paths
         self.heads, self.width = config.num_attention_heads, config.hidden_size
-        self.layers = [Layer(part, paths, self.heads) for part in attrgetter(paths["layers"])(self.base)]
+        bias = getattr(getattr(self.base, "encoder", None), "compute_position_bias", None)
+        stack = attrgetter(paths["layers"])(self.base)
+        self.layers = [Layer(part, paths, self.heads, bias) for part in stack]
         self.project: nn.Linear | None = getattr(self.base, "embeddings_project", None)
-        self.inputs = ("input_ids",) if config.model_type == "distilbert" else ("input_ids", "token_type_ids")
+        self.first_position = first_position(config)
+        has_types = hasattr(self.base.embeddings, "token_type_embeddings")
+        self.inputs = ("input_ids", "token_type_ids") if has_types else ("input_ids",)
 
     def sequence_head(self) -> SequenceHead | None:
         """Return what reads the first token's state, if this model has that."""

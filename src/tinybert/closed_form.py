@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tinybert.anatomy import Batch, Encoder, SequenceHead, assign, check_family, matrix
+from tinybert.anatomy import Batch, Encoder, assign, check_family, matrix
+from tinybert.closed_head import solve_head
 from tinybert.errors import InputError
-from tinybert.moments import Moments, attention_factors, choose, with_one
+from tinybert.moments import Moments, attention_factors, choose
 from tinybert.spool import Spool, Spooled
 
 # The basis is settled by far fewer tokens than the weights.
@@ -157,13 +158,24 @@ class _Solver:
             self.student.project.weight.copy_(project.weight[self.basis])
             self.student.project.bias.copy_(project.bias[self.basis])
             target.LayerNorm.load_state_dict(source.LayerNorm.state_dict())
+        # Where the families differ, their first tokens' positions may lie in different rows.
+        shifts = {"position_embeddings": self.teacher.first_position - self.student.first_position}
         for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-            if hasattr(target, name):
-                table = getattr(source, name).weight
-                if project is not None and self.student.project is None:
-                    # Through the projection, as far as a layer norm in between lets it.
-                    table = (table - table.mean(1, keepdim=True)) * source.LayerNorm.weight @ project.weight.T
-                getattr(target, name).weight.copy_(table[: len(getattr(target, name).weight), columns])
+            if not hasattr(target, name):
+                continue
+            rows = getattr(target, name).weight
+            if not hasattr(source, name):  # no token types: none of them means anything
+                rows.zero_()
+                continue
+            table = getattr(source, name).weight[shifts.get(name, 0) :]
+            if project is not None and self.student.project is None:
+                # Through the projection, as far as a layer norm in between lets it.
+                table = (table - table.mean(1, keepdim=True)) * source.LayerNorm.weight @ project.weight.T
+            rows.copy_(table[: len(rows), columns])
+        if self.teacher.layers[0].position_bias is not None:
+            mine: Any = self.student.base.encoder
+            its: Any = self.teacher.base.encoder
+            mine.relative_attention_bias.load_state_dict(its.relative_attention_bias.state_dict())
         norm = target.LayerNorm if self.student.project is None else None
         moments = self.settled(norm, self._embedded())
         self.note(moments)
@@ -273,44 +285,6 @@ class _Solver:
             goal = self.teach(batch.teacher, mask, last, goal_layer)
             yield batch.student[mask], torch.cat([batch.teacher[mask], goal[mask]], 1), batch.weights[mask]
 
-    def head(self, moments: Moments) -> None:
-        """Pull the head back through the last layer's map: the student predicts before it is trained."""
-        reach = _keep_one(self.regress(moments, slice(self.teacher.width, None)))
-        heads = [encoder.sequence_head() for encoder in (self.teacher, self.student)]
-        if heads[0] is not None and heads[1] is not None:
-            self.sequence_head(reach, heads[0], heads[1])
-        for name in ("classifier", "qa_outputs"):
-            source = getattr(self.teacher.model, name, None)
-            if isinstance(source, nn.Linear) and heads[0] is None:  # reads every token's state
-                assign(getattr(self.student.model, name), reach @ matrix(source))
-
-    def sequence_head(self, reach: Tensor, teacher: SequenceHead, student: SequenceHead) -> None:
-        """Choose the pooled units that the logits hang on; re-solve the rest on the student's own states."""
-        pooled = reach @ matrix(teacher.dense)
-        out = matrix(teacher.out) if teacher.out is not None else _identity(self.teacher.width)
-        moments = Moments()
-        for states, _ in self._first_tokens():
-            units = teacher.activation(with_one(states.double()) @ pooled)
-            moments.add(units, units @ out[:-1] + out[-1], torch.ones(len(states)))
-        mean = moments.gram[-1, :-1] / moments.gram[-1, -1]
-        variance = moments.gram.diagonal()[:-1] / moments.gram[-1, -1] - mean.square()
-        energy = variance * out[:-1].square().sum(1)
-        width = self.student.width
-        kept = self.basis if teacher.out is None else energy.topk(width).indices.sort().values
-        assign(student.dense, pooled[:, kept])
-        if teacher.out is None or student.out is None:
-            return
-        prior = torch.cat([out[kept], out[-1:]])
-        dropped = torch.ones(self.teacher.width, dtype=torch.bool)
-        dropped[kept] = False
-        prior[-1] += mean[dropped] @ out[:-1][dropped]
-        moments = Moments()
-        for states, goal in self._first_tokens():
-            units = teacher.activation(with_one(states.double()) @ pooled[:, kept])
-            logits = teacher.activation(with_one(goal.double()) @ matrix(teacher.dense)) @ out[:-1] + out[-1]
-            moments.add(units, logits, torch.ones(len(states)))
-        assign(student.out, moments.ridge(prior, self.ridge))
-
     def _first_tokens(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the student's last states of first tokens (B, d') and the teacher's (B, d)."""
         for batch in self.spool:
@@ -325,12 +299,9 @@ class _Solver:
             self.attention(index, moments)
             self.feed_forward(index)
             moments = self.finish(index)
-        self.head(moments)
+        reach = _keep_one(self.regress(moments, slice(self.teacher.width, None)))
+        solve_head(self.teacher, self.student, reach, self.basis, self._first_tokens, ridge=self.ridge)
         return ClosedFormResult(self.projections, self.basis, self.errors)
-
-
-def _identity(width: int) -> Tensor:
-    return torch.eye(width + 1, dtype=torch.float64)[:, :-1]
 
 
 def _mask(batch: Batch) -> Tensor:
@@ -342,7 +313,8 @@ def check_solvable(teacher: PreTrainedModel, student: PreTrainedModel, layer_map
     """Check that ``solve_student`` has a solution for two models.
 
     Raises:
-        InputError: Another family, a mapping that does not rise, or a student larger than its teacher.
+        InputError: Families without a common form, a mapping that does not rise, a student larger than its
+            teacher, or an MPNet student with fewer heads.
     """
     check_family(teacher, student)
     depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
@@ -358,6 +330,12 @@ def check_solvable(teacher: PreTrainedModel, student: PreTrainedModel, layer_map
             raise InputError(
                 f"the student's {name} is {mine}, more than the teacher's {its}: make it smaller"
             )
+    heads = student.config.num_attention_heads, teacher.config.num_attention_heads
+    if student.config.model_type == "mpnet" and heads[0] != heads[1]:
+        raise InputError(
+            f"the student has {heads[0]} heads and the teacher {heads[1]}: MPNet adds a position bias to the "
+            "scores of each, so a closed-form start needs as many; leave --heads out, or start at random"
+        )
 
 
 @torch.no_grad()
@@ -376,9 +354,10 @@ def solve_student(
     teacher's: those whose values vary most once written out are kept. Padding has no part in any fit.
 
     Args:
-        teacher: BERT, RoBERTa, ELECTRA or DistilBERT, bare or with a sequence, token or question-answering
-            head (a masked-LM head is not solved); read only.
-        student: The same class, narrower and shallower; its weights are replaced.
+        teacher: BERT, (XLM-)RoBERTa, ELECTRA, DistilBERT or MPNet, bare or with a sequence, token or
+            question-answering head (a masked-LM head is not solved); read only.
+        student: The same class or, but for MPNet, BERT's like it, narrower and shallower; its weights are
+            replaced. MPNet's position bias is copied, and needs as many heads.
         batches: Tokenised text: a list, or a function that gives a fresh iterator. Memory does not grow with
             it; meanwhile about 3 KB a token wait in the temporary folder.
         layer_map: g(1) < ... < g(M), the teacher layer (from 1) that each student layer stands for.
@@ -386,7 +365,7 @@ def solve_student(
         seed: Of the weights that nothing determines (neurons and head dimensions to spare).
 
     Raises:
-        InputError: Another family, a mapping that does not rise, a student too large, or no text.
+        InputError: See ``check_solvable``; or there is no text.
     """
     check_solvable(teacher, student, layer_map)
     modes = [(model, model.training) for model in (teacher, student)]

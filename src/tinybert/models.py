@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tinybert.anatomy import first_position
 from tinybert.errors import InputError, one_line
 
 _CLASSIFIER = "ForSequenceClassification"
@@ -239,11 +240,7 @@ def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
 
 def positions_of(config: PreTrainedConfig) -> int:
     """Return the longest input of a model, special pieces included."""
-    positions: int = config.max_position_embeddings
-    # These count positions from the one after their padding's, which MPNet has fixed at 1.
-    if config.model_type in ("roberta", "xlm-roberta"):
-        return positions - config.pad_token_id - 1
-    return positions - 2 if config.model_type == "mpnet" else positions
+    return int(config.max_position_embeddings) - first_position(config)
 
 
 def weights_digest(model: PreTrainedModel) -> str:

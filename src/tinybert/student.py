@@ -1,6 +1,5 @@
-"""The student: the teacher's architecture with fewer layers and narrower ones, and where it starts."""
+"""The student: fewer layers than its teacher's, and narrower ones, and where it starts."""
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,16 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from tinybert import models
 from tinybert.capture import capture, evaluating
@@ -18,28 +26,21 @@ from tinybert.closed_form import Batches, check_solvable, solve_student
 from tinybert.errors import InputError
 from tinybert.mapping import layer_map as map_layers
 from tinybert.moments import Moments
+from tinybert.student_config import StudentSize, bert_config, shrink_config
 
 Start = Literal["closed_form", "copy", "random"]
+Family = Literal["bert"]
 
 # The closed form on more text than this gains less than its time is worth (docs/results.md).
 CALIBRATION_TOKENS = 32_768
 
-
-@dataclass(frozen=True)
-class StudentSize:
-    """The shape of a student; the defaults are TinyBERT-4's.
-
-    Attributes:
-        layers: Transformer layers M.
-        hidden_size: d'.
-        intermediate_size: Feed-forward neurons a layer.
-        heads: Attention heads; the teacher's number where None.
-    """
-
-    layers: int = 4
-    hidden_size: int = 312
-    intermediate_size: int = 1200
-    heads: int | None = None
+_BERTS: dict[str, type[PreTrainedModel]] = {
+    "": BertModel,
+    "ForMaskedLM": BertForMaskedLM,
+    "ForQuestionAnswering": BertForQuestionAnswering,
+    "ForSequenceClassification": BertForSequenceClassification,
+    "ForTokenClassification": BertForTokenClassification,
+}
 
 
 @dataclass(kw_only=True)
@@ -53,6 +54,13 @@ class StudentArguments:
     hidden_size: int = field(default=312, metadata={"help": "Its hidden size."})
     intermediate_size: int = field(default=1200, metadata={"help": "Its feed-forward size."})
     heads: int | None = field(default=None, metadata={"help": "Its attention heads; the teacher's number."})
+    student_family: Family | None = field(
+        default=None,
+        metadata={
+            "help": "bert builds a BERT over the teacher's vocabulary, whatever the teacher is; the "
+            "teacher's family unless given."
+        },
+    )
     init: Start = field(
         default="closed_form",
         metadata={"help": "Where a built student starts: solved from the teacher, copied layers, or random."},
@@ -120,11 +128,17 @@ def begin_student(
             arguments.layers, arguments.hidden_size, arguments.intermediate_size, arguments.heads
         )
         init: Start = "copy" if arguments.init == "copy" else "random"
-        student = make_student(teacher, size, init=init, layer_map=layer_map, seed=seed)
+        family = arguments.student_family
+        student = make_student(teacher, size, family=family, init=init, layer_map=layer_map, seed=seed)
         if arguments.is_solved:
             depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
             check_solvable(teacher, student, map_layers(layer_map, *depths))
         return student
+    if arguments.student_family is not None:
+        raise InputError(
+            f"--student_family {arguments.student_family} is about a student to build, and --student names "
+            "one that is there: give one of them"
+        )
     set_seed(seed)
     student = open_model(arguments.student)
     if student.config.hidden_size > teacher.config.hidden_size:
@@ -135,70 +149,27 @@ def begin_student(
     return student
 
 
-def _feed_forward_name(config: PreTrainedConfig) -> str:
-    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
-
-
-def shrink_config(teacher_config: PreTrainedConfig, size: StudentSize) -> PreTrainedConfig:
-    """Return the teacher's configuration at the student's size; vocabulary, labels and the rest stay.
-
-    Raises:
-        InputError: The student is deeper or wider than the teacher, its heads do not divide its width, or
-            leave an odd head size where positions are rotary.
-    """
-    feed_forward = _feed_forward_name(teacher_config)
-    heads = size.heads or teacher_config.num_attention_heads
-    asked = {
-        "num_hidden_layers": size.layers,
-        "hidden_size": size.hidden_size,
-        feed_forward: size.intermediate_size,
-        "num_attention_heads": heads,
-    }
-    for name, value in asked.items():
-        most = getattr(teacher_config, name)
-        if not 1 <= value <= most:
-            option = "intermediate_size" if name == feed_forward else name
-            raise InputError(f"the student's {option} is {value}: it must be from 1 to the teacher's {most}")
-    if size.hidden_size % heads:
-        raise InputError(
-            f"hidden size {size.hidden_size} is not divisible by {heads} attention heads: "
-            f"use {max(heads, size.hidden_size // heads * heads)}, or another number of heads"
-        )
-    head_size = size.hidden_size // heads
-    if head_size % 2 and hasattr(teacher_config, "rope_parameters"):
-        raise InputError(
-            f"hidden size {size.hidden_size} is {head_size} for each of {heads} attention heads, and rotary "
-            f"positions need an even number: use {heads * (head_size + 1)}, or another number of heads"
-        )
-    config = copy.deepcopy(teacher_config)
-    # ELECTRA, ALBERT: no factorised embeddings in, none out. DeBERTa's pooler is as wide as what it reads.
-    for name in ("embedding_size", "pooler_hidden_size"):
-        if getattr(config, name, None) == config.hidden_size:
-            setattr(config, name, size.hidden_size)
-    if getattr(config, "attention_head_size", None) is not None:  # DeBERTa
-        config.attention_head_size = head_size
-    if (
-        getattr(config, "num_hidden_groups", None) is not None
-    ):  # ALBERT: a group without a layer learns nothing
-        config.num_hidden_groups = min(config.num_hidden_groups, size.layers)
-    if getattr(config, "layer_types", None) is not None:  # ModernBERT
-        config.layer_types = config.layer_types[: size.layers]
-    for name, value in asked.items():
-        setattr(config, name, value)
-    return config
+def _bert_like(teacher: PreTrainedModel) -> type[PreTrainedModel]:
+    """Return the BERT with the teacher's kind of head."""
+    head = re.search(r"For\w+$", type(teacher).__name__)
+    kind = _BERTS.get(head[0] if head else "")
+    if kind is None:
+        raise InputError(f"BERT has no head like {type(teacher).__name__}'s: leave --student_family out")
+    return kind
 
 
 def make_student(
     teacher: PreTrainedModel,
     size: StudentSize | None = None,
     *,
+    family: Family | None = None,
     init: Start | None = None,
     layer_map: str | Sequence[int] = "uniform",
     calibration: Sequence[str] | Batches | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 42,
 ) -> PreTrainedModel:
-    """Build a student of the teacher's architecture, head and label names.
+    """Build a student of the teacher's architecture, or of BERT's, with its head and label names.
 
     Where layers differ in kind (ModernBERT's attend locally or globally), student layer m is of the kind of
     the teacher's g(m). An MPNet student with its teacher's number of heads starts with the teacher's position
@@ -207,6 +178,8 @@ def make_student(
     Args:
         teacher: Any BERT-family model with or without a head; read only.
         size: The student's shape, TinyBERT-4's unless given.
+        family: ``"bert"`` for BERT's architecture over the vocabulary and the special pieces of a teacher of
+            another family; the teacher's own unless given.
         init: ``"closed_form"`` solves the weights on calibration text (``tinybert.closed_form``);
             ``"copy"`` takes embeddings, head and the layers g(m) where widths agree; ``"random"``. Closed
             form where calibration text is given, else random, unless said.
@@ -221,12 +194,18 @@ def make_student(
     """
     size = size or StudentSize()
     init = init or ("random" if calibration is None else "closed_form")
-    config = shrink_config(teacher.config, size)
+    own = family is None or family == teacher.config.model_type
+    config = (shrink_config if own else bert_config)(teacher.config, size)
+    if init == "copy" and not own:
+        raise InputError(
+            f"cannot copy {teacher.config.model_type} layers into BERT's: leave --student_family out, or "
+            "start otherwise (init closed_form or random)"
+        )
     teacher_layers = map_layers(layer_map, size.layers, teacher.config.num_hidden_layers)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [teacher.config.layer_types[layer - 1] for layer in teacher_layers]
     set_seed(seed)
-    student = type(teacher)(config).float()
+    student = (type(teacher) if own else _bert_like(teacher))(config).float()
     _copy_position_bias(teacher, student)
     if init == "copy":
         _copy_layers(teacher, student, teacher_layers)

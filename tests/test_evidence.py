@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
 
 from tinybert.data import TaskData
+from tinybert.errors import InputError
 from tinybert.evidence import (
     MOST_PIECES,
     MOST_ROWS,
@@ -125,7 +126,7 @@ def test_maps_are_the_models_own_attention(
     """Against transformers' eager attention, which shows its probabilities."""
     teacher, student = pair
     data = rows_of([0, 1], texts=["the good film was very fine", "a bad plot"])
-    found = attention_maps(teacher, student, tokenizer, data, (1, 3), places=[1])
+    found = attention_maps(teacher, student, tokenizer, data.rows, (1, 3), places=[1])
     assert [sentence["text"] for sentence in found["sentences"]] == [
         "a bad plot",
         "the good film was very fine",
@@ -148,10 +149,12 @@ def test_long_rows_are_cut_and_pairs_are_joined(
 ) -> None:
     """A map of five hundred words is no map, and both halves of a pair are looked at."""
     data = rows_of([0], texts=["film " * 300], text_pair=["good " * 300])
-    (sentence,) = attention_maps(*pair, tokenizer, data, (1, 3))["sentences"]
+    (sentence,) = attention_maps(*pair, tokenizer, data.rows, (1, 3))["sentences"]
     assert len(sentence["pieces"]) == MOST_PIECES
     assert {"film", "good"} < set(sentence["pieces"])
     assert pair[0].training is False
+    with pytest.raises(InputError, match="there is no text to look at"):
+        attention_maps(*pair, tokenizer, data.rows.select([]), (1, 3))
 
 
 def test_different_numbers_of_heads_are_said(
@@ -161,6 +164,6 @@ def test_different_numbers_of_heads_are_said(
 ) -> None:
     """Head 3 of one is not head 3 of the other."""
     student = tiny_encoder("bert", num_hidden_layers=2, num_attention_heads=2)
-    found = attention_maps(pair[0], student, tokenizer, rows_of([0]), (1, 3))
+    found = attention_maps(pair[0], student, tokenizer, rows_of([0]).rows, (1, 3))
     assert "only means over the heads" in found["notes"][-1]
     assert [layer["student"]["heads"] for layer in found["layers"]] == [2, 2]

@@ -158,13 +158,15 @@ def test_a_fine_tuned_model_has_a_page_too_and_serves_as_baseline(
         report(ReportArguments(str(run), baseline=str(folder)))
 
 
-def test_general_distillation_has_its_own_page(run: Path) -> None:
-    """Errors are no percentages, and there are no answers to compare."""
+def test_general_distillation_has_its_own_page(run: Path, finished: Path, tmp_path: Path) -> None:
+    """Errors are no percentages; there are no answers to compare, and maps on any text."""
+    (tmp_path / "wiki.txt").write_text("a good film with a story\n\nthe plot was dull\n")
+    corpus = {"corpus": [str(tmp_path / "wiki.txt")], "eval_corpus": None, "text_column": None}
 
     def edit(record: dict[str, Any]) -> None:
         student = record["models"][1] | {"metrics": {"hidden_error": 0.25}}
         record["models"] = [student | {"name": "start", "metrics": {"hidden_error": 0.5}}, student]
-        record |= {"metric": "hidden_error", "arguments": {"teacher": "t", "corpus": ["wiki.txt"]}}
+        record |= {"metric": "hidden_error", "arguments": {"teacher": str(finished / "teacher"), **corpus}}
         record["data"] = {"corpus": {"source": "wiki.txt", "fingerprint": "ab"}}
         record["stages"] = {"general": {"steps": 4, "log": [{"step": 4, "eval_hidden_error": 0.25}]}}
 
@@ -174,6 +176,11 @@ def test_general_distillation_has_its_own_page(run: Path) -> None:
     assert "0.2500, down from 0.5000 at the start" in page
     assert "General distillation" in page
     assert "no rows that both models answer" in page
+    assert "No maps here" not in page
+    assert "the plot was dull" in page
+    (tmp_path / "wiki.txt").unlink()
+    report(ReportArguments(str(run)))
+    assert re.search("No maps here: .*wiki.txt", page_of(run))
 
 
 def test_the_card_is_kept_up_to_date_until_somebody_edits_it(run: Path) -> None:
@@ -212,9 +219,8 @@ def test_a_page_that_fails_is_a_warning_of_one_line(
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def _damage(run: Path, generator: random.Random) -> str:
-    """Break a run directory at random; say how."""
-    path = run / generator.choice(["run.json"] * 4 + ["config.json", "tokenizer.json", "model.safetensors"])
+def _damage(path: Path, generator: random.Random) -> str:
+    """Break a file at random; say how."""
     how = generator.choice(["cut", "flip", "drop", "swap", "remove", "folder"])
     content = path.read_bytes()
     if how == "cut":
@@ -257,9 +263,9 @@ def _damage(run: Path, generator: random.Random) -> str:
 
 def _check_damaged(run: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     generator = random.Random(seed)
-    how = [
-        _damage(run, generator) for _ in range(generator.choice([1, 1, 2])) if (run / "run.json").is_file()
-    ]
+    names = ["run.json", generator.choice(["config.json", "tokenizer.json", "model.safetensors"])]
+    broken = generator.choice([names[:1], names[:1], names[1:], names])
+    how = [_damage(run / name, generator) for name in broken]
     (run / "report.html").unlink(missing_ok=True)
     status = main(["report", str(run)])
     said = capsys.readouterr().err

@@ -65,7 +65,8 @@ def _axis(values: Sequence[float], start: float, end: float, *, may_log: bool, p
     size, room = max(abs(low), abs(high)), (high - low) * pad
     if high - low <= 1e-9 * max(size, 1e-3):  # one value, in the middle
         room = size / 2 if size > 1e-6 else 0.5
-    return _Axis(low - room, high + room, start, end, is_log=False)
+    least = max(low - room, 0.0) if low > 0 else low - room  # no time below none
+    return _Axis(least, high + room, start, end, is_log=False)
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from scipy.special import expit, softmax
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert.capture import capture, evaluating
 from tinybert.data import TaskData, encode_texts
+from tinybert.errors import InputError
 from tinybert.tasks import compute_metrics
 
 MOST_ROWS = 50  # that differ, on a page
@@ -169,7 +171,7 @@ def attention_maps(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
+    rows: datasets.Dataset,
     layer_map: Sequence[int],
     places: Sequence[int] = (),
     *,
@@ -181,7 +183,7 @@ def attention_maps(
         teacher: A model whose scores can be captured.
         student: Likewise.
         tokenizer: Of both.
-        data: Rows; the first thousand are looked at.
+        rows: Columns ``text`` and maybe ``text_pair``; the first thousand are looked at.
         layer_map: The teacher's layer, from 1, of each student layer.
         places: Rows worth showing, the best first.
         is_compiled: Whether the models are, and are to run as they were before for these few rows.
@@ -192,9 +194,11 @@ def attention_maps(
         all) for each (layer, head, query, key). ``notes``, and ``reason``: None.
 
     Raises:
-        InputError: A model does not show its scores.
+        InputError: A model does not show its scores, or there are no rows.
     """
-    texts = data.rows.select(range(min(len(data.rows), 1000)))
+    if len(rows) == 0:
+        raise InputError("there is no text to look at.")
+    texts = rows.select(range(min(len(rows), 1000)))
     pairs = list(texts["text_pair"]) if "text_pair" in texts.column_names else None
     lengths = encode_texts(tokenizer, list(texts["text"]), pairs, 512)["length"]
     shown: list[dict[str, Any]] = []
@@ -220,7 +224,7 @@ def attention_maps(
         }
         for place, taught_by in enumerate(layer_map)
     ]
-    notes = _notes(teacher, student, layers_of_both)
+    notes = _notes(teacher, student, layers_of_both, bool(places))
     return {"reason": None, "layers": layers_of_both, "sentences": shown, "notes": notes}
 
 
@@ -251,12 +255,11 @@ def _maps(model: PreTrainedModel, encoded: Mapping[str, Any], layers: Sequence[i
 
 
 def _notes(
-    teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[Mapping[str, Any]]
+    teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[Mapping[str, Any]], differ: bool
 ) -> list[str]:
-    notes = [
-        "Rows that they answer differently and others come in turn; texts are cut after "
-        f"{MOST_PIECES} word pieces."
-    ]
+    notes = [f"Texts are cut after {MOST_PIECES} word pieces."]
+    if differ:
+        notes = [f"Rows that they answer differently and others come in turn. {notes[0]}"]
     if any(pair["teacher"]["heads"] != pair["student"]["heads"] for pair in layers):
         notes.append("Their numbers of heads differ, so that only means over the heads can be compared.")
     if "mpnet" in (teacher.config.model_type, student.config.model_type):

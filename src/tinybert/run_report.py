@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
+from tinybert.corpus import open_corpus
 from tinybert.curves import stage_of_page
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError, one_line
@@ -49,6 +51,8 @@ _ROWS = {
     "label_columns": ([str], None),
     "max_length": int,
 }
+_CORPUS = {"teacher": str, "corpus": [str], "eval_corpus": ([str], None), "text_column": (str, None)}
+_CHARACTERS = 20_000  # of a corpus: sentences for a few maps
 
 
 @dataclass
@@ -102,14 +106,16 @@ def report(arguments: ReportArguments) -> Path:
     record = read_record(folder)
     lines, notes = _lines(folder, record, arguments)
     comparison: Comparison | str = "this run has no teacher to compare with."
+    attention = None
     if run_kind(record) == "general":
         comparison = "a run on text without labels has no rows that both models answer."
+        attention = _maps_of_corpus(folder, record)
     elif run_kind(record) == "distill":
         try:
             comparison = _compare(folder, record)
         except InputError as error:
             comparison = one_line(error)
-    _write(folder, record, lines, notes, comparison)
+    _write(folder, record, lines, notes, comparison, attention)
     return folder / PAGE
 
 
@@ -187,8 +193,11 @@ def _write(
     lines: Sequence[Line],
     notes: list[str],
     comparison: Comparison | str,
+    attention: dict[str, Any] | None = None,
 ) -> None:
     metric, name = record["metric"], folder.resolve().name
+    if isinstance(comparison, Comparison) and "text" not in comparison.data.rows.column_names:
+        comparison = "tags and spans of words are not set side by side here."
     lines = with_retention(lines, metric)
     results: dict[str, Any] = {
         "name": name,
@@ -197,6 +206,7 @@ def _write(
         "tradeoff": _tradeoff(lines, metric),
         **_evidence(record, comparison),
     }
+    results["attention"] = attention or results["attention"]
     header, rows = cells(lines, metric)
     results["table"] = {"header": header, "rows": rows, "notes": notes}
     error = None
@@ -250,12 +260,6 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     return Comparison(data, teacher, student, tokenizers, teacher_logits, student_logits, is_part)
 
 
-def _strategy(record: Mapping[str, Any]) -> str | list[int]:
-    """Return the layer mapping of a record, where lists are written as Python writes them."""
-    words = re.findall(r"\w+", str(record["training"].get("layer_map", "uniform")))
-    return [int(word) for word in words] if all(word.isdecimal() for word in words) else " ".join(words)
-
-
 def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[str, Any]:
     """Return the sections ``disagreements`` and ``attention``, or why there are none."""
     if isinstance(comparison, str):
@@ -263,23 +267,48 @@ def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[s
     found = disagreements(comparison.data, comparison.teacher_logits, comparison.student_logits)
     if comparison.is_part:
         found["sentences"].append(f"These are the first {len(comparison.data.rows):,} eval rows.")
-    try:
-        depths = [model.config.num_hidden_layers for model in (comparison.student, comparison.teacher)]
-        difference = models.vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
-        if difference is not None:
-            raise InputError(f"they have {difference}.")
-        maps = attention_maps(
-            comparison.teacher,
-            comparison.student,
-            comparison.tokenizers[1],
-            comparison.data,
-            layer_map(_strategy(record), *depths),
-            found["places"],
-            is_compiled=bool(record["training"].get("torch_compile")),
-        )
-    except InputError as error:
-        maps = {"reason": one_line(error)}
+    difference = models.vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
+    if difference is None:
+        pair, rows = (comparison.teacher, comparison.student), comparison.data.rows
+        maps = _maps(record, pair, comparison.tokenizers[1], rows, found["places"])
+    else:
+        maps = {"reason": f"they have {difference}."}
     return {"disagreements": found, "attention": maps}
+
+
+def _maps(
+    record: Mapping[str, Any],
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    places: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Return the maps of teacher and student on a few rows, or why there are none."""
+    words = re.findall(r"\w+", str(record["training"].get("layer_map", "uniform")))
+    strategy = [int(word) for word in words] if all(map(str.isdecimal, words)) else " ".join(words)
+    depths = [model.config.num_hidden_layers for model in reversed(pair)]
+    is_compiled = bool(record["training"].get("torch_compile"))
+    try:
+        mapped = layer_map(strategy, *depths)
+        return attention_maps(*pair, tokenizer, rows, mapped, places, is_compiled=is_compiled)
+    except InputError as error:
+        return {"reason": one_line(error)}
+
+
+def _maps_of_corpus(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the maps of a general distillation, on the head of its text, or why there are none."""
+    arguments = record["arguments"]
+    try:
+        wrong = misfit(arguments, _CORPUS, "it")
+        if wrong:
+            raise InputError(f"the arguments in run.json are damaged ({wrong}).")
+        pair = models.open_encoder(arguments["teacher"]), models.open_encoder(str(folder))
+        sources = arguments["eval_corpus"] or arguments["corpus"]
+        texts, _ = open_corpus(sources, text_column=arguments["text_column"]).head(0, _CHARACTERS)
+        rows = Dataset.from_dict({"text": [text for text in texts if text]})
+        return _maps(record, pair, models.open_tokenizer(str(folder)), rows)
+    except InputError as error:
+        return {"reason": one_line(error)}
 
 
 def _tradeoff(lines: Sequence[Line], metric: str | None) -> dict[str, Any] | None:

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from test_report import HOSTILE
+from test_summary import HOSTILE as JUNK
 from test_summary import RECORD, STUDENT, changed, lines_of
 from tinybert.model_card import is_unedited, model_card, origins, pipeline_task
 from tinybert.summary import Line
@@ -70,6 +73,27 @@ def test_names_of_files_and_folders_stay_names(text: str) -> None:
     code = "".join(outside.split("`")[::2]).replace("\\<", "")
     assert "<script" not in code
     assert "<img" not in code
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["arguments", "data", "origins", "versions", "command", "metric", "models"]), JUNK, JUNK
+)
+def test_any_record_has_a_card(key: str, one: Any, other: Any) -> None:
+    """The card is written with the model: one that fails would lose the run."""
+    changes: dict[str, Any] = {
+        "arguments": {"teacher": one, "max_length": other, "baseline": one},
+        "data": {"train": {"source": one, "rows": other}, "eval": {"source": other, "rows": one}},
+        "origins": one if isinstance(one, list) else {"base_model": one, "dataset": other},
+        "versions": {},
+        "command": [str(one), str(other)],
+        "metric": str(one),
+        "models": [STUDENT | {"name": str(one), "metrics": {"accuracy": 1e17}}],
+    }
+    record = changed(**{key: changes[key]})
+    card = card_of(record, name=str(other) or "x")
+    assert is_unedited(card)
+    assert metadata(card)["library_name"] == "transformers"
 
 
 def test_an_edited_card_is_known_from_one_of_ours() -> None:

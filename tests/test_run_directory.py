@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from tinybert.errors import InputError
 from tinybert.run_directory import (
     CHECKPOINTS,
+    PAGE,
     RECORD,
     Figures,
     Result,
@@ -98,12 +99,13 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
 
 
 def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path: Path) -> None:
-    """A folder of somebody's notes must survive; an old record beside a new model would lie."""
+    """A folder of somebody's notes must survive; an old record or page beside a new model would lie."""
     for name in (
         f"{CHECKPOINTS}/finetune/checkpoint-3/model.safetensors",
         "notes/mine.txt",
         "mine.txt",
         RECORD,
+        PAGE,
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")

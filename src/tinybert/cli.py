@@ -140,6 +140,8 @@ def _distill(options: list[str]) -> None:
 
     result = distill_task(*_parse("distill", options, DistillArguments, DistillationConfig))
     print(f"\n{result.table()}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
+    if (result.output_dir / "report.html").is_file():
+        print(f"What it kept: {result.output_dir / 'report.html'}")
 
 
 def _general(options: list[str]) -> None:

@@ -16,6 +16,7 @@ from tinybert.summary import (
     command_line,
     eval_rows,
     is_error,
+    misfit,
     run_kind,
     size_text,
     verdict,
@@ -136,6 +137,7 @@ def _fenced(text: str) -> str:
 def _metadata(record: Mapping[str, Any], lines: Sequence[Line], name: str, task: str) -> str:
     made = next(line for line in lines if line.name == record["models"][-1]["name"])
     metric, known = record["metric"], record.get("origins", {})
+    known = {} if misfit(known, {str: str}, "") else known
     results = None
     if made.score is not None and metric is not None:
         source = _file_name(record, "eval") or _file_name(record, "corpus") or "held-out text"

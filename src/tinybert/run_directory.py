@@ -26,6 +26,7 @@ from tinybert.summary import model_lines, with_retention
 from tinybert.training import EncoderTrainer
 
 CHECKPOINTS = "checkpoints"
+PAGE = "report.html"
 _RECORDED_PACKAGES = ("tinybert", "torch", "transformers", "datasets", "accelerate")
 
 Config = TypeVar("Config", bound=TrainingArguments)
@@ -172,7 +173,8 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.overwrite and not self.resume:
-            (self.folder / RECORD).unlink(missing_ok=True)
+            for name in (RECORD, PAGE):
+                (self.folder / name).unlink(missing_ok=True)
             for name in (CHECKPOINTS, "onnx"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 

@@ -23,7 +23,7 @@ from tinybert.mapping import layer_map
 from tinybert.model_card import is_unedited, model_card
 from tinybert.report import render
 from tinybert.rows import checked_length, classes
-from tinybert.run_directory import Figures, Result, Run, file_size, write_whole
+from tinybert.run_directory import PAGE, Figures, Result, Run, file_size, write_whole
 from tinybert.served import onnx_lines, with_latencies
 from tinybert.summary import (
     Line,
@@ -40,7 +40,6 @@ from tinybert.summary import (
 
 logger = logging.getLogger(__name__)
 
-PAGE = "report.html"
 MOST_EVAL_ROWS = 1000  # that both models are run on again, where a run's own logits are not at hand
 
 _ROWS = {

@@ -178,7 +178,7 @@ def main() -> None:
         return [json.loads(line) for line in lines]
 
     train = "/".join(Path(options.train).parts[-2:])
-    tinybert.stages.solve_student = solve_once(tinybert.stages.solve_student)
+    tinybert.distillation.solve_student = solve_once(tinybert.distillation.solve_student)
     rows = Rows(options)
     for seed in options.seeds:
         for way in options.ways:

@@ -87,6 +87,25 @@ def test_forward_is_in_full_precision_again_after_training_in_bf16(
     assert not torch.equal(rounded, wanted)  # else this test could not fail
 
 
+def test_an_encoder_still_shows_its_hidden_states_after_training_in_bf16(
+    tiny_encoder: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """accelerate's own unwrapping takes off what collects them: a second stage would find none."""
+
+    class Trainer(EncoderTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> torch.Tensor:
+            return model(inputs["input_ids"]).last_hidden_state.square().mean()
+
+    model = tiny_encoder("bert")
+    config = TrainingConfig(
+        str(tmp_path), bf16=True, max_steps=1, train_sampling_strategy="random", disable_tqdm=True
+    )
+    Trainer(model=model, args=config, train_dataset=[{"input_ids": [5, 6, 7]}] * 4).train()
+    shown = model(torch.arange(5, 15)[None], output_hidden_states=True).hidden_states
+    assert shown is not None
+    assert [states.dtype for states in shown] == [torch.float32] * 4
+
+
 def test_one_process_takes_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' DataParallel runs replicas in threads, and they would capture each other's states."""
     monkeypatch.setattr(TrainingConfig, "_setup_devices", torch.device("cpu"), raising=False)

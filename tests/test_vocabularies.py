@@ -120,7 +120,7 @@ def test_the_teacher_reads_its_own_tokens(
         cached.update(ids=rows["input_ids"], logits=predict_logits(model, rows, tokenizer))
         return cached["logits"]
 
-    monkeypatch.setattr("tinybert.stages.cached_logits", spied)
+    monkeypatch.setattr("tinybert.distillation.cached_logits", spied)
     distill_task(arguments(toy, taught, stranger), config(tmp_path / "student", max_steps=1))
     teacher = AutoTokenizer.from_pretrained(taught.output_dir)
     texts = list(load_data(toy["train"]).rows["text"])

@@ -1,6 +1,7 @@
 """The command line: parse, one call, print."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,13 @@ commands:
 USUAL = {"seed", "max_steps", "gradient_accumulation_steps", "weight_decay", "torch_compile", "report_to"}
 
 
+class _Speaker(logging.Handler):
+    """Prints what the library has to say while it works; results alone go to stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message} ({self.prog} --help lists what there is)")
@@ -47,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for progress bars
+    library = logging.getLogger("tinybert")
+    if not any(isinstance(handler, _Speaker) for handler in library.handlers):
+        library.addHandler(_Speaker(logging.INFO))
+        library.setLevel(logging.INFO)
     try:
         arguments = parser.parse_args(argv)
         # A stream of text is tokenised in a thread while models run; elsewhere processes may be forked.
@@ -127,27 +139,48 @@ def _options_of_file(path: Path) -> list[str]:
 
 
 def _finetune(options: list[str]) -> None:
-    from tinybert.stages import FinetuneArguments, finetune
+    from tinybert.preflight import DryRun
+    from tinybert.stages import FinetuneArguments, finetune, preflight_finetune
     from tinybert.training import TrainingConfig
 
-    result = finetune(*_parse("finetune", options, FinetuneArguments, TrainingConfig))
+    arguments, config, wish = _parse("finetune", options, FinetuneArguments, TrainingConfig, DryRun)
+    if wish.dry_run:
+        print(preflight_finetune(arguments, config).text())
+        return
+    result = finetune(arguments, config)
     print(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")
 
 
 def _distill(options: list[str]) -> None:
-    from tinybert.stages import DistillArguments, distill_task
+    from tinybert.preflight import DryRun
+    from tinybert.stages import DistillArguments, distill_task, preflight_distill
     from tinybert.trainer import DistillationConfig
 
-    result = distill_task(*_parse("distill", options, DistillArguments, DistillationConfig))
+    arguments, config, wish = _parse("distill", options, DistillArguments, DistillationConfig, DryRun)
+    if wish.dry_run:
+        print(preflight_distill(arguments, config).text())
+        return
+    result = distill_task(arguments, config)
     print(f"\n{result.table()}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
     if (result.output_dir / "report.html").is_file():
         print(f"What it kept: {result.output_dir / 'report.html'}")
 
 
 def _general(options: list[str]) -> None:
-    from tinybert.general import GeneralArguments, GeneralConfig, distill_general, layer_table
+    from tinybert.general import (
+        GeneralArguments,
+        GeneralConfig,
+        distill_general,
+        layer_table,
+        preflight_general,
+    )
+    from tinybert.preflight import DryRun
 
-    result = distill_general(*_parse("general", options, GeneralArguments, GeneralConfig))
+    arguments, config, wish = _parse("general", options, GeneralArguments, GeneralConfig, DryRun)
+    if wish.dry_run:
+        print(preflight_general(arguments, config).text())
+        return
+    result = distill_general(arguments, config)
     print(f"\n{result.table()}\n\n{layer_table(result)}")
     print(f"\nNext: tinybert distill --student {result.output_dir} ...")
 

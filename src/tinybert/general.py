@@ -21,6 +21,8 @@ from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
 from tinybert.objective import DistillationLoss
 from tinybert.packing import BlockStream, pass_length, sample_blocks
+from tinybert.preflight import Preflight, compare_vocabularies
+from tinybert.rehearsal import STEPS, few_eval_rows, rehearsal
 from tinybert.rows import checked_length
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.student import (
@@ -32,6 +34,7 @@ from tinybert.student import (
     tokenizer_of_student,
 )
 from tinybert.trainer import DistillationConfig
+from tinybert.training import StagePlan
 
 STAGE = "general"
 
@@ -105,6 +108,20 @@ def distill_general(arguments: GeneralArguments, config: GeneralConfig) -> Resul
         InputError: Bad input, see the message; nothing has been written then.
         Stopped: SIGTERM ended the training; all is kept.
     """
+    return _prepare(arguments, config).result()
+
+
+def preflight_general(arguments: GeneralArguments, config: GeneralConfig) -> Preflight:
+    """Find out what ``distill_general`` would do, a few steps taken to measure its time; nothing is written.
+
+    Raises:
+        InputError: As ``distill_general`` does before it trains.
+    """
+    return _prepare(arguments, config).preflight()
+
+
+def _prepare(arguments: GeneralArguments, config: GeneralConfig) -> "_GeneralDistillation":
+    """Open and check everything, without writing."""
     _check_read(arguments, config)
     sources = [arguments.teacher, arguments.student or "", *arguments.corpus, *(arguments.eval_corpus or [])]
     run = Run(config, arguments, inputs=filter(None, sources))
@@ -116,7 +133,7 @@ def distill_general(arguments: GeneralArguments, config: GeneralConfig) -> Resul
     tokenizer_of_student(arguments, tokenizer, compares_tokens=True)
     student = begin_student(arguments, teacher, open_model, layer_map=strategy, seed=config.seed)
     checked_length(arguments.block_size, teacher, student)
-    return _GeneralDistillation(run, arguments, config, teacher, student, tokenizer, corpus).result()
+    return _GeneralDistillation(run, arguments, config, teacher, student, tokenizer, corpus)
 
 
 def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
@@ -147,9 +164,7 @@ class _GeneralDistillation:
 
     def result(self) -> Result:
         """Start the student, train it, publish it; what can be wrong with the input is found first."""
-        mask = None
-        if self.arguments.mask_probability:
-            mask = MaskedPieces(self.tokenizer, self.arguments.mask_probability, self.config.seed)
+        mask = self._mask()
         objective = self._objective()
         eval_rows = self._eval_rows(mask)
         is_fresh = self.run.last_checkpoint(STAGE) is None
@@ -162,7 +177,51 @@ class _GeneralDistillation:
         self.run.claim()
         if is_fresh:
             self._start(objective, [{"input_ids": block} for block in calibration])
-        trainer = CorpusTrainer(
+        trainer = self._trainer(objective, stage, stream, mask, eval_rows, steps_per_pass)
+        self.run.train(STAGE, trainer)
+        return self._finish(trainer.state.log_history)
+
+    def preflight(self) -> Preflight:
+        """Return what a run would do, its time measured on a few steps; nothing is left of them."""
+        mask, objective = self._mask(), self._objective()
+        eval_rows = self._eval_rows(mask)
+        stage, _, steps_per_pass = self._plan(is_evaluated=eval_rows is not None, is_fresh=True)
+        passes = stage.max_steps / steps_per_pass if steps_per_pass else None
+        with rehearsal(self.run) as run:
+            config = replace(self.config, max_steps=STEPS + 1, gradient_accumulation_steps=1)
+            few = replace(self, run=run, config=config)
+            short, stream, _ = few._plan(is_evaluated=False, is_fresh=False)
+            count = 0 if eval_rows is None else len(eval_rows)
+            some = None if eval_rows is None else eval_rows.select(few_eval_rows(config, count))
+            run.train(STAGE, few._trainer(objective, short, stream, mask, some, None))
+        every = stage.save_steps if stage.save_steps >= 1 else stage.save_steps * stage.max_steps
+        plan = StagePlan(STAGE, passes, stage.max_steps)
+        evaluations = math.ceil(stage.max_steps / every) + 1
+        about_layers = isinstance(objective, DistillationLoss)
+        return Preflight(
+            (f"text in {self.corpus.shards} parts: {' '.join(self.arguments.corpus)}",),
+            {"teacher": self.teacher.num_parameters(), "student": self.student.num_parameters()},
+            (run.timed(plan, stage, count, evaluations=evaluations),),
+            vocabulary=compare_vocabularies(self.tokenizer, self.tokenizer),
+            layers=self.config.layers_of_teacher(self.student, self.teacher) if about_layers else (),
+            beside=("the closed-form start",) * self.arguments.is_solved,
+        )
+
+    def _mask(self) -> MaskedPieces | None:
+        if not self.arguments.mask_probability:
+            return None
+        return MaskedPieces(self.tokenizer, self.arguments.mask_probability, self.config.seed)
+
+    def _trainer(
+        self,
+        objective: DistillationLoss | DistilBertLoss,
+        stage: GeneralConfig,
+        stream: BlockStream,
+        mask: MaskedPieces | None,
+        eval_rows: Dataset | None,
+        steps_per_pass: float | None,
+    ) -> CorpusTrainer:
+        return CorpusTrainer(
             self.student if objective.reads_logits else self.student.base_model,
             self.teacher,
             stage,
@@ -173,8 +232,6 @@ class _GeneralDistillation:
             eval_rows=eval_rows,
             steps_per_pass=steps_per_pass,
         )
-        self.run.train(STAGE, trainer)
-        return self._finish(trainer.state.log_history)
 
     def _objective(self) -> DistillationLoss | DistilBertLoss:
         if self.arguments.objective == "distilbert":

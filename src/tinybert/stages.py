@@ -5,50 +5,27 @@ import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import numpy as np
-from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-
 from tinybert import models
 from tinybert.augment import AugmentSettings
 from tinybert.augment_files import AugmentArguments, AugmentJob
 from tinybert.baselines import BaselineArguments, last_objective, settle_baseline
-from tinybert.closed_form import solve_student
 from tinybert.data import TaskData, load_data, tokenize
+from tinybert.distillation import Distillation
 from tinybert.errors import InputError
-from tinybert.evaluation import (
-    cached_logits,
-    chance_level,
-    metrics_for_trainer,
-    predict_logits,
-    score,
-    with_teacher_logits,
-)
-from tinybert.objective import DistillationLoss
+from tinybert.evaluation import chance_level, predict_logits, score
+from tinybert.finetuning import FinetuneArguments, prepare_finetuning
+from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
+from tinybert.rehearsal import few_eval_rows, few_train_rows, rehearsal
 from tinybert.rows import DataArguments, checked_length, classes, load_rows, provenance
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
-from tinybert.student import (
-    StudentArguments,
-    begin_student,
-    calibration_rows,
-    fit_projections,
-    padded_batches,
-    tokenizer_of_student,
-)
-from tinybert.trainer import DistillationConfig, DistillationTrainer
-from tinybert.training import EncoderTrainer, TrainingConfig
+from tinybert.student import StudentArguments, begin_student, tokenizer_of_student
+from tinybert.trainer import DistillationConfig
+from tinybert.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("intermediate", "prediction")
-
-
-@dataclass
-class FinetuneArguments(DataArguments):
-    """What to fine-tune."""
-
-    model: str = field(kw_only=True, metadata={"help": "Encoder to fine-tune: a folder or a hub name."})
 
 
 @dataclass
@@ -119,32 +96,33 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
     """
-    if config.num_train_epochs <= 0 and config.max_steps <= 0:
-        raise InputError(
-            f"--num_train_epochs is {config.num_train_epochs}, so nothing would be trained: give more than 0"
-        )
-    run = Run(config, arguments, inputs=[arguments.model, arguments.train, arguments.eval])
-    tokenizer = models.open_tokenizer(arguments.model)
-    train, held_out = load_rows(arguments)
-    set_seed(config.seed)
-    model = models.new_classifier(
-        arguments.model, train.label_names, is_multi_label=train.kind == "multi_label"
-    )
-    max_length = checked_length(arguments.max_length, model)
-    train_rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
-    run.claim()
-    trainer = EncoderTrainer(
-        model=model,
-        args=run.stage_config("finetune", config, best=train.metric),
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=metrics_for_trainer(train),
-    )
-    run.train("finetune", trainer)
-    metrics = score(held_out, predict_logits(model, eval_rows, tokenizer, description="Evaluating"))
-    figures = Figures("model", metrics, model.num_parameters(), file_size(model), run.seconds())
-    return run.finish(model, tokenizer, train.metric, (figures,), provenance(train=train, eval=held_out))
+    job = prepare_finetuning(arguments, config)
+    _announce(job.run, job.preflight())
+    job.run.claim()
+    job.train()
+    train, held_out = job.data
+    logits = predict_logits(job.model, job.eval_rows, job.tokenizer, description="Evaluating")
+    metrics = score(held_out, logits)
+    figures = Figures("model", metrics, job.model.num_parameters(), file_size(job.model), job.run.seconds())
+    data = provenance(train=train, eval=held_out)
+    return job.run.finish(job.model, job.tokenizer, train.metric, (figures,), data)
+
+
+def preflight_finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Preflight:
+    """Find out what ``finetune`` would do, a few steps taken to measure its time; nothing is written.
+
+    Raises:
+        InputError: As ``finetune`` does before it trains.
+    """
+    job = prepare_finetuning(arguments, config)
+    found = job.preflight()
+    with rehearsal(job.run) as run:
+        rows = few_train_rows(config, job.train_rows["length"])
+        eval_rows = few_eval_rows(config, len(job.eval_rows))
+        few = replace(job, train_rows=job.train_rows.select(rows), eval_rows=job.eval_rows.select(eval_rows))
+        replace(few, run=run).train()
+    stages = tuple(run.timed(plan, config, len(job.eval_rows)) for plan in found.stages)
+    return replace(found, stages=stages, labels=_labels(arguments, job.data))
 
 
 def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Result:
@@ -152,12 +130,74 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
 
     First the intermediate stage (embeddings, hidden states and attention scores; no label is read), then
     the prediction stage (the teacher's soft labels), each with its own epochs and learning rate; the best
-    prediction checkpoint on the eval rows fills the run directory ``config.output_dir``. A baseline
-    (``tinybert.baselines``) has one stage, as long as both.
+    prediction checkpoint on the eval rows fills the run directory ``config.output_dir``. A student with
+    other word pieces than its teacher's has the prediction stage alone, and each model reads its own. A
+    baseline (``tinybert.baselines``) has one stage, as long as both.
 
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
     """
+    job = _prepare_distillation(arguments, config)
+    train, held_out = job.data
+    taught_on = _TaughtRows(arguments, config, train)
+    _announce(job.run, job.taught_on(taught_on.known()).preflight(copies=taught_on.copies))
+    job.run.claim()
+    taught = taught_on.rows(job.run.folder)
+    job = job.taught_on(taught)
+    if not job.run.restore("intermediate", job.student):
+        job.start(arguments)
+        job.intermediate()
+    job.prediction()
+    data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
+    logits = predict_logits(job.student, job.eval_rows, job.tokenizer, description="Student")
+    tokenizers = (job.teacher_tokenizer, job.tokenizer)
+    compared = Comparison(held_out, job.teacher, job.student, tokenizers, job.teacher_logits, logits)
+    return publish(job.run, compared, train.metric, data, made_by=arguments.made_by)
+
+
+def preflight_distill(arguments: DistillArguments, config: DistillationConfig) -> Preflight:
+    """Find out what ``distill_task`` would do, a few steps taken to measure its time; nothing is written.
+
+    Raises:
+        InputError: As ``distill_task`` does before it trains.
+    """
+    job = _prepare_distillation(arguments, config)
+    taught_on = _TaughtRows(arguments, config, job.data[0])
+    job = job.taught_on(taught_on.known())
+    found = job.preflight(copies=taught_on.copies)
+    rows = few_train_rows(config, job.train_rows["length"])
+    with rehearsal(job.run) as run:
+        few = job.on_few(run, rows, few_eval_rows(config, len(job.eval_rows)))
+        few.intermediate()
+        started = time.monotonic()
+        if few.reads_logits_alone:
+            few.taught_logits()
+        share = sum(few.teacher_rows["length"]) / sum(job.teacher_rows["length"]) / (1 + taught_on.copies)
+        before = {job.last_stage: (time.monotonic() - started) / share}
+        few.prediction()
+    count = len(job.eval_rows)
+    beside = ["the closed-form start"] * arguments.is_solved + ["augmentation"] * arguments.augment
+    stages = (run.timed(plan, config, count, before=before.get(plan.name, 0.0)) for plan in found.stages)
+    return replace(
+        found,
+        stages=tuple(stages),
+        labels=_labels(arguments, job.data),
+        beside=tuple(beside),
+    )
+
+
+def _announce(run: Run, preflight: Preflight) -> None:
+    if run.is_main:
+        logger.info("%s", preflight.short())
+
+
+def _labels(arguments: DataArguments, data: tuple[TaskData, TaskData]) -> tuple[LabelRow, ...]:
+    sources = arguments.train, arguments.eval
+    return label_rows(data, sources, arguments.text_columns, arguments.label_column)
+
+
+def _prepare_distillation(arguments: DistillArguments, config: DistillationConfig) -> Distillation:
+    """Open and check everything, and let the teacher answer the eval rows; nothing is written."""
     inputs = [arguments.teacher, arguments.student or "", arguments.train, arguments.eval]
     run = Run(config, arguments, inputs=filter(None, inputs))
     arguments, config = settle_baseline(arguments, config)
@@ -176,35 +216,32 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
         seed=config.seed,
     )
     max_length = checked_length(arguments.max_length, teacher, student)
-    rows = tuple(tokenize(data, tokenizer, max_length) for data in (train, held_out))
+    rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
     teacher_rows = tokenize(held_out, teacher_tokenizer, max_length)  # mostly the same, from the cache
-    teacher_logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
-    _check_teacher(arguments, held_out, score(held_out, teacher_logits))
-    taught_on = _TaughtRows(arguments, config, train)
-    objective = intermediate.objective(student, teacher) if arguments.intermediate_epochs else None
-    last = last_objective(arguments, prediction, student, teacher, train.kind)
-    first = last if objective is None else objective
-    run.claim()
-    taught = taught_on.rows(run.folder)
-    taught_rows = rows[0] if taught is train else tokenize(taught, tokenizer, max_length)
-    teacher_rows = tokenize(taught, teacher_tokenizer, max_length)
-    work = _Distillation(
-        run, teacher, student, teacher_tokenizer, tokenizer, teacher_rows, taught_rows, rows[1]
+    for name, model, checked in (("student", student, rows), ("teacher", teacher, teacher_rows)):
+        check_ids(name, model, checked)
+    logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
+    _check_teacher(arguments, held_out, score(held_out, logits))
+    return Distillation(
+        run=run,
+        teacher=teacher,
+        student=student,
+        teacher_tokenizer=teacher_tokenizer,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        data=(train, held_out),
+        calibration=rows,
+        teacher_rows=rows,
+        train_rows=rows,
+        eval_rows=eval_rows,
+        teacher_logits=logits,
+        config=config,
+        intermediate_config=intermediate,
+        prediction_config=prediction,
+        objective=intermediate.objective(student, teacher) if arguments.intermediate_epochs else None,
+        prediction_objective=last_objective(arguments, prediction, student, teacher, train.kind),
+        last_stage=arguments.baseline or "prediction",
     )
-    if not run.restore("intermediate", student):
-        if arguments.is_solved:
-            work.solve(config, rows[0], held_out, first)
-        elif arguments.student is not None and first.reads_states:
-            work.fit(config, rows[0], first)
-        if objective is not None:
-            work.intermediate(intermediate, objective)
-    if arguments.prediction_epochs:
-        work.prediction(arguments.baseline or "prediction", prediction, last, train, teacher_logits)
-    data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
-    logits = predict_logits(student, rows[1], tokenizer, description="Student")
-    tokenizers = (teacher_tokenizer, tokenizer)
-    compared = Comparison(held_out, teacher, student, tokenizers, teacher_logits, logits)
-    return publish(run, compared, train.metric, data, made_by=arguments.made_by)
 
 
 class _TaughtRows:
@@ -237,6 +274,15 @@ class _TaughtRows:
             name=self._arguments.train,
         )
 
+    @property
+    def copies(self) -> int:
+        """How many copies of each row will be made, at the most."""
+        return 0 if self._job is None else self._arguments.copies
+
+    def known(self) -> TaskData:
+        """Return the rows as far as they are there; without the copies that are still to be made."""
+        return self._ready or self._train
+
     def rows(self, folder: Path) -> TaskData:
         """Return the rows; make them in the run directory where none with the same settings are there."""
         if self._job is None:
@@ -246,93 +292,6 @@ class _TaughtRows:
             self._job.write(path)
         self._job = None  # its models are not needed any more
         return self._load(str(path))
-
-
-@dataclass(frozen=True)
-class _Distillation:
-    """The three steps of one run, over the same models and rows, in the tokens of each model."""
-
-    run: Run
-    teacher: PreTrainedModel
-    student: PreTrainedModel
-    teacher_tokenizer: PreTrainedTokenizerBase
-    tokenizer: PreTrainedTokenizerBase
-    teacher_rows: Dataset
-    train_rows: Dataset
-    eval_rows: Dataset
-
-    def solve(
-        self, config: DistillationConfig, rows: Dataset, held_out: TaskData, objective: DistillationLoss
-    ) -> None:
-        """Start the student in closed form, on a sample of rows as they were before augmentation."""
-        started = time.monotonic()
-        batches = padded_batches(calibration_rows(rows, seed=config.seed), self.tokenizer)
-        layer_map = config.layers_of_teacher(self.student, self.teacher)
-        solved = solve_student(self.teacher, self.student, batches, layer_map, seed=config.seed)
-        objective.start_projections(solved.projections)
-        logits = predict_logits(self.student, self.eval_rows, self.tokenizer, description="Solved student")
-        self.run.stages["closed_form"] = {
-            "seconds": round(time.monotonic() - started, 1),
-            "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
-            "hidden_errors": solved.hidden_errors,
-            "metrics": score(held_out, logits),
-        }
-
-    def fit(self, config: DistillationConfig, rows: Dataset, objective: DistillationLoss) -> None:
-        """Fit the projections of a student that was given, on a like sample."""
-        batches = padded_batches(calibration_rows(rows, seed=config.seed), self.tokenizer)
-        layer_map = config.layers_of_teacher(self.student, self.teacher)
-        objective.start_projections(fit_projections(self.student, self.teacher, batches, layer_map))
-
-    def intermediate(self, config: DistillationConfig, objective: DistillationLoss) -> None:
-        """Train embeddings, hidden states and attention scores; no label is read."""
-        trainer = DistillationTrainer(
-            self.student.base_model,
-            self.teacher,
-            self.run.stage_config("intermediate", config, best="loss"),
-            objective,
-            train_dataset=self.train_rows,
-            eval_dataset=self.eval_rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-        )
-        self.run.train("intermediate", trainer)
-        self.run.keep("intermediate", self.student)
-
-    def prediction(
-        self,
-        stage: str,
-        config: DistillationConfig,
-        objective: DistillationLoss,
-        train: TaskData,
-        teacher_logits: np.ndarray,
-    ) -> None:
-        """Train on labels, soft ones or gold; keep the best checkpoint by the metric.
-
-        The teacher's logits are computed once, unless its states are read, too, or nothing of it is.
-        """
-        rows, eval_rows = self.train_rows, self.eval_rows
-        if objective.reads_teacher and not objective.reads_states:
-            train_logits = cached_logits(
-                self.teacher,
-                self.teacher_rows,
-                self.teacher_tokenizer,
-                self.run.folder / "teacher_logits",
-                batch_size=config.per_device_eval_batch_size,
-                bf16=bool(config.bf16),
-            )
-            rows = with_teacher_logits(rows, train_logits)
-            eval_rows = with_teacher_logits(eval_rows, teacher_logits)
-        trainer = DistillationTrainer(
-            self.student,
-            self.teacher if objective.reads_states else None,
-            self.run.stage_config(stage, config, best=train.metric),
-            objective,
-            train_dataset=rows,
-            eval_dataset=eval_rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            compute_metrics=metrics_for_trainer(train),
-        )
-        self.run.train(stage, trainer)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Training encoders on text with the Hugging Face Trainer: batches by tokens, checkpoints that survive."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         tokens_per_batch: int,
         seed: int,
         *,
@@ -134,6 +135,52 @@ class TokenBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         """Return the number of batches of an epoch, the same for every process."""
         return -(-len(self._starts) // self.processes)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will take.
+
+    Attributes:
+        name: The stage.
+        epochs: Passes over the training rows; None where nobody knows how long one is.
+        steps: Optimiser steps.
+        step_seconds: Seconds a step, as measured; None where nothing was.
+        other_seconds: Seconds of all that comes between and before the steps.
+    """
+
+    name: str
+    epochs: float | None
+    steps: int
+    step_seconds: float | None = None
+    other_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimated seconds of the whole stage."""
+        return None if self.step_seconds is None else self.steps * self.step_seconds + self.other_seconds
+
+
+def plan_stage(name: str, config: TrainingConfig, lengths: Sequence[int] | np.ndarray) -> StagePlan:
+    """Count the steps of a stage as the Trainer will.
+
+    Args:
+        name: The stage.
+        config: Its arguments.
+        lengths: Tokens of each training row.
+    """
+    size = config.train_batch_size * config.world_size
+    if config.tokens_per_batch is not None:
+        sampler = TokenBatchSampler(lengths, config.tokens_per_batch, 0, processes=config.world_size)
+        batches = len(sampler)
+    elif config.dataloader_drop_last:
+        batches = len(lengths) // size
+    else:
+        batches = -(-len(lengths) // size)
+    updates = max(1, -(-batches // config.gradient_accumulation_steps))
+    if config.max_steps > 0:
+        return StagePlan(name, config.max_steps / updates, config.max_steps)
+    return StagePlan(name, config.num_train_epochs, math.ceil(config.num_train_epochs * updates))
 
 
 class _SeededByEpoch(Sampler[int]):
@@ -175,11 +222,17 @@ class EncoderTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, and give the model's ``forward`` back as it was.
 
-        accelerate leaves its autocast around it: scores would be bfloat16's from there on.
+        accelerate leaves its autocast around it: scores would be bfloat16's from there on. Its own way back
+        takes off too much, transformers' collecting of hidden states as well.
         """
+        own: dict[str, Any] = vars(self.model)
+        before = own.get("forward")
         with _sigterm(self):
             result = super().train(*args, **kwargs)
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        own.pop("_original_forward", None)
+        own.pop("forward", None)
+        if before is not None:
+            own["forward"] = before
         return result
 
     def stop(self) -> None:

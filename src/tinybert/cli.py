@@ -21,6 +21,7 @@ commands:
   evaluate    score a model on labelled rows
   augment     write changed copies of rows, to train on
   report      write a run's page: figures, losses, attention, disagreements
+  prune       make a model smaller without training: word pieces, feed-forward neurons
 """
 
 
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse_args(argv)
         # A stream of text is tokenised in a thread while models run; elsewhere processes may be forked.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", str(arguments.command == "general").lower())
+        reads_corpora = arguments.command in ("general", "prune")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", str(reads_corpora).lower())
         COMMANDS[arguments.command](arguments.options)
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
@@ -215,6 +217,18 @@ def _report(options: list[str]) -> None:
     print(report(arguments))
 
 
+def _prune(options: list[str]) -> None:
+    from tinybert.prune import PruneArguments, prune
+
+    (arguments,) = _parse("prune", options, PruneArguments)
+    pruned = prune(arguments)
+    print(f"\n{pruned.table()}\n\n{pruned.result.output_dir} holds the model, a plain transformers folder.")
+    stages = "" if arguments.vocabulary is None else "--intermediate_epochs 0 "  # tokens do not compare
+    print(
+        f"Next: tinybert distill --teacher {arguments.model} --student {pruned.result.output_dir} {stages}..."
+    )
+
+
 def _quickstart(options: list[str]) -> None:
     from tinybert.quickstart import QuickstartArguments, quickstart
 
@@ -230,4 +244,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "augment": _augment,
     "report": _report,
+    "prune": _prune,
 }

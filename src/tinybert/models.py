@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
@@ -112,7 +113,13 @@ def _letter_case(source: str) -> dict[str, bool]:
 
 
 def _load(
-    auto_class: Any, source: str, config: PreTrainedConfig, *, new_head: bool = True, **kwargs: Any
+    auto_class: Any,
+    source: str,
+    config: PreTrainedConfig,
+    *,
+    new_head: bool = True,
+    whole: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     try:
         # Training runs in float32 with autocast; a checkpoint stored in half precision would train in it.
@@ -127,10 +134,11 @@ def _load(
     except Exception as error:  # safetensors, pickle and torch each have their own errors for damaged files
         raise InputError(f"cannot load the weights of {source}: {one_line(error)}") from error
     # A head may be new; an encoder with holes would train from noise without a word.
-    prefix = "" if model.base_model is model else model.base_model_prefix + "."
+    prefix = "" if whole or model.base_model is model else model.base_model_prefix + "."
     missing = [name for name in report["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
     if missing:
-        raise InputError(f"the weights of {source} lack {len(missing)} encoder tensors such as {missing[0]}")
+        part = "" if whole else "encoder "
+        raise InputError(f"the weights of {source} lack {len(missing)} {part}tensors such as {missing[0]}")
     if report["missing_keys"] and not new_head:
         raise InputError(
             f"the model {source} has no masked-LM head (no {min(report['missing_keys'])} among its weights): "
@@ -168,6 +176,23 @@ def open_masked_lm(source: str) -> PreTrainedModel:
         InputError: It has no such head: the one that transformers makes up proposes noise.
     """
     return _load(AutoModelForMaskedLM, source, open_config(source), new_head=False)
+
+
+def open_whole(source: str) -> PreTrainedModel:
+    """Load a model with whatever head it has, in float32: as the class that its configuration names.
+
+    Raises:
+        InputError: transformers has no such class, or weights of its head are missing.
+    """
+    config = open_config(source)
+    name = next(iter(config.architectures or ()), None)
+    model_class = AutoModel if name is None else getattr(transformers, str(name), None)
+    if name is not None and getattr(model_class, "config_class", None) is not type(config):
+        raise InputError(
+            f"{source} is to be a {name} with the configuration of {config.model_type}, and transformers has "
+            "no such model: mend config.json"
+        )
+    return _load(model_class, source, config, whole=True)
 
 
 def new_classifier(

@@ -132,7 +132,11 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
 
 def file_size(model: PreTrainedModel) -> int:
     """Return the bytes of a model's tensors as they stand in memory: its file's size but for a header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    # A masked-LM head shares the embeddings, which are written once.
+    sizes = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
+    }
+    return sum(sizes.values())
 
 
 class Run:

@@ -1,0 +1,306 @@
+"""A model folder -> a smaller one: fewer word pieces, fewer feed-forward neurons. Nothing is trained.
+
+What comes out is a plain Hugging Face folder, which bounds what can be removed. Stock BERT, RoBERTa, ELECTRA
+and DistilBERT have one feed-forward size for all layers, so each layer keeps the same number of neurons.
+Each of their heads is ``hidden_size / heads`` wide, so the query, key, value and output matrices are as
+large with fewer heads: heads cannot be removed, and ``--heads`` says so. Fewer layers or a smaller width are
+a student's (``tinybert distill``, which solves its start in closed form).
+"""
+
+import json
+import platform
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinybert import models
+from tinybert.corpus import END, open_corpus
+from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_texts
+from tinybert.errors import InputError
+from tinybert.neurons import check_neurons, cut_neurons
+from tinybert.rows import checked_length, classes, provenance
+from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
+from tinybert.stages import EvaluateArguments, evaluate
+from tinybert.student import CALIBRATION_TOKENS, padded_batches
+from tinybert.tables import open_source
+from tinybert.vocabulary import cut_vocabulary, write_vocabulary
+
+_SAMPLE = 8192  # rows of the corpus that neurons may be chosen on; about a quarter of it is used
+
+Rows = tuple[list[str], list[str] | None]
+
+
+@dataclass(kw_only=True)
+class PruneArguments:
+    """What to remove from which model, and by which text."""
+
+    model: str = field(metadata={"help": "Model to prune, with any head: a folder or a hub name."})
+    output_dir: str = field(metadata={"help": "Folder for the smaller model."})
+    vocabulary: int | None = field(
+        default=None,
+        metadata={"help": "Word pieces to keep: special ones, single characters, the most used."},
+    )
+    neurons: int | None = field(
+        default=None, metadata={"help": "Feed-forward neurons to keep in each layer."}
+    )
+    heads: int | None = field(
+        default=None, metadata={"help": "Refused: stock models have no smaller matrices for fewer heads."}
+    )
+    corpus: list[str] = field(
+        metadata={
+            "help": "Text like that to come, without labels: what it uses stays. .csv and .tsv by their text "
+            "columns, others as tinybert general reads them."
+        },
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One or two text columns of --corpus and --data."}
+    )
+    data: str | None = field(default=None, metadata={"help": "Labelled rows to score on, before and after."})
+    label_column: str | None = field(default=None, metadata={"help": "Their label column."})
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "Their columns of 0 and 1, a label each."}
+    )
+    max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
+    seed: int = field(default=42, metadata={"help": "Of the rows that neurons are chosen on."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what the folder holds."})
+
+    def __post_init__(self) -> None:
+        """Refuse what would do nothing, and what cannot be a plain folder."""
+        if self.heads is not None:
+            raise InputError(
+                "--heads: stock models share their width out among the heads they have, so fewer are no "
+                "smaller; use --neurons, --vocabulary, or tinybert distill --hidden_size"
+            )
+        if self.vocabulary is None and self.neurons is None:
+            raise InputError("nothing would be removed: give --vocabulary, --neurons or both")
+        if self.data is None and (self.label_column or self.label_columns):
+            raise InputError(
+                "--label_column and --label_columns are those of --data: add it or leave them out"
+            )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning made.
+
+    Attributes:
+        result: The folder, and the figures before and after.
+        removed: What was removed, as run.json has it: word ``pieces`` and ``neurons``, before and after each.
+    """
+
+    result: Result
+    removed: dict[str, dict[str, float]]
+
+    def table(self) -> str:
+        """Return both models side by side, and what was removed, as text."""
+        lines = [self.result.table(), ""]
+        for name, entry in self.removed.items():
+            line = f"{name:10}{entry['before']:>18,} -> {entry['after']:,}"
+            if "coverage" in entry:
+                line += f", which are {100 * entry['coverage']:.2f} % of those in the corpus"
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def prune(arguments: PruneArguments) -> Pruned:
+    """Make a smaller model folder from one, without training.
+
+    First the vocabulary (``vocabulary.cut_vocabulary``), then the neurons (``neurons.cut_neurons``) on text
+    as the smaller vocabulary spells it. What is lost comes back by ``tinybert distill --teacher OLD --student
+    NEW``; with other pieces by predictions alone, ``--intermediate_epochs 0``.
+
+    Raises:
+        InputError: Bad input, see the message; nothing has been written then.
+    """
+    folder, started = Path(arguments.output_dir), time.monotonic()
+    inputs = [arguments.model, arguments.data or "", *arguments.corpus]
+    check_claimable(folder, overwrite=arguments.overwrite_output_dir, inputs=filter(None, inputs))
+    model, tokenizer = models.open_whole(arguments.model), models.open_tokenizer(arguments.model)
+    if arguments.neurons is not None or arguments.data is not None:
+        checked_length(arguments.max_length, model)
+    if arguments.neurons is not None:
+        check_neurons(model, arguments.neurons)
+    data = None if arguments.data is None else _labelled(arguments, model)
+    metrics = {} if data is None else _score(arguments, arguments.model)
+    smaller, tokenizer, removed = _smaller(arguments, model, tokenizer)
+    stored = models.open_config(arguments.model).dtype
+    if stored in (torch.float16, torch.bfloat16):  # what was half as large stays so
+        model, smaller = model.to(stored), smaller.to(stored)
+    before = Figures("before", metrics, model.num_parameters(), file_size(model))
+    results: list[Pruned] = []
+    if arguments.overwrite_output_dir:
+        (folder / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder / "onnx", ignore_errors=True)  # of other weights
+
+    def write(path: Path) -> None:
+        smaller.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        write_vocabulary(tokenizer, path)
+        scores = {} if data is None else _score(arguments, str(path))
+        seconds = time.monotonic() - started
+        after = Figures("after", scores, smaller.num_parameters(), file_size(smaller), seconds)
+        pruned = Pruned(Result(folder, data and data.metric, (before, after)), removed)
+        (path / "README.md").write_text(_card(pruned, arguments, smaller), encoding="utf-8")
+        record = _record(pruned, arguments, data)
+        (path / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        results.append(pruned)
+
+    write_whole(folder, write)
+    return results[0]
+
+
+def _smaller(
+    arguments: PruneArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, dict[str, float]]]:
+    removed: dict[str, dict[str, float]] = {}
+    if arguments.vocabulary is not None:
+        pieces = (texts + (pairs or []) for texts, pairs in _read(arguments))
+        whole = len(tokenizer)
+        cut = cut_vocabulary(model, tokenizer, pieces, arguments.vocabulary)
+        model, tokenizer = cut.model, cut.tokenizer
+        removed["pieces"] = {"before": whole, "after": len(cut.kept), "coverage": cut.coverage}
+    if arguments.neurons is not None:
+        rows, tokens = [], 0
+        for text, pair in _sample(arguments):
+            encoded = encode_texts(tokenizer, [text], None if pair is None else [pair], arguments.max_length)
+            tokens += encoded.pop("length")[0]
+            rows.append({name: cells[0] for name, cells in encoded.items()})
+            if tokens >= CALIBRATION_TOKENS:
+                break
+        name = "hidden_dim" if hasattr(model.config, "hidden_dim") else "intermediate_size"
+        whole = getattr(model.config, name)
+        model = cut_neurons(model, padded_batches(rows, tokenizer), arguments.neurons)
+        removed["neurons"] = {"before": whole, "after": arguments.neurons, "tokens": tokens}
+    return model, tokenizer, removed
+
+
+def _read(arguments: PruneArguments) -> Iterator[Rows]:
+    """Read the corpus in pieces: texts, and their pairs where the rows are pairs."""
+    for source in arguments.corpus:
+        path = Path(source)
+        if path.suffix.lower() in (".csv", ".tsv") or (arguments.text_columns and path.is_file()):
+            table = open_source(source, "train")
+            columns, _ = find_texts(table, arguments.text_columns)
+            first = 0
+            for part in table.tables():
+                cells = [read_texts(part, column, table.origin, first).to_pylist() for column in columns]
+                first += part.num_rows
+                yield cells[0], cells[1] if len(cells) > 1 else None
+            continue
+        corpus = open_corpus([source])
+        for shard in range(corpus.shards):
+            for _, texts in corpus.read(shard):
+                yield [text for text in texts if text != END], None
+
+
+def _sample(arguments: PruneArguments) -> list[tuple[str, str | None]]:
+    """Draw rows of the corpus at random, all alike, in random order (a reservoir)."""
+    generator, drawn, seen = random.Random(arguments.seed), [], 0
+    for texts, pairs in _read(arguments):
+        for row in zip(texts, pairs or repeat(None), strict=False):
+            seen += 1
+            if len(drawn) < _SAMPLE:
+                drawn.append(row)
+            elif (place := generator.randrange(seen)) < _SAMPLE:
+                drawn[place] = row
+    generator.shuffle(drawn)
+    return drawn
+
+
+def _labelled(arguments: PruneArguments, model: PreTrainedModel) -> TaskData:
+    """Read the labelled rows; ``evaluate`` reads them again, as it would for anyone."""
+    kind, names = classes(model)
+    return load_data(
+        str(arguments.data),
+        split="validation",
+        text_columns=arguments.text_columns,
+        label_column=arguments.label_column,
+        label_columns=arguments.label_columns,
+        kind=kind,
+        label_names=names or None,
+    )
+
+
+def _score(arguments: PruneArguments, folder: str) -> dict[str, float]:
+    return evaluate(
+        EvaluateArguments(
+            model=folder,
+            data=str(arguments.data),
+            text_columns=arguments.text_columns,
+            label_column=arguments.label_column,
+            label_columns=arguments.label_columns,
+            max_length=arguments.max_length,
+        )
+    )
+
+
+def _record(pruned: Pruned, arguments: PruneArguments, data: TaskData | None) -> dict[str, Any]:
+    result = pruned.result
+    packages = ("tinybert", "torch", "transformers")
+    return {
+        "command": sys.argv,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(result.figures[-1].seconds or 0.0, 1),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "arguments": asdict(arguments),
+        "data": {} if data is None else provenance(data=data),
+        "metric": result.metric,
+        "models": [asdict(figures) for figures in result.figures],
+        "removed": pruned.removed,
+    }
+
+
+def _card(pruned: Pruned, arguments: PruneArguments, model: PreTrainedModel) -> str:
+    """Return the README.md of a pruned folder: the Hub's metadata, the figures, what was removed, limits."""
+    name = pruned.result.output_dir.resolve().name
+    endings = {
+        "SequenceClassification": "text-classification",
+        "TokenClassification": "token-classification",
+        "QuestionAnswering": "question-answering",
+        "MaskedLM": "fill-mask",
+    }
+    kind = type(model).__name__
+    task = next((task for ending, task in endings.items() if kind.endswith(ending)), "feature-extraction")
+    limits = ["Nothing was trained after it was made smaller; `tinybert distill` from the whole model would."]
+    if arguments.vocabulary is not None:
+        limits.append(
+            "Text unlike that its word pieces were chosen by takes more of them, and may be answered worse."
+        )
+    bullets = "\n".join(f"- {limit}" for limit in limits)
+    return f"""---
+library_name: transformers
+pipeline_tag: {task}
+tags: [tinybert, pruning]
+---
+
+# {name}
+
+`{Path(arguments.model).name}`, made smaller by tinybert:
+
+```
+{pruned.table()}
+```
+
+```python
+from transformers import pipeline
+
+model = pipeline("{task}", model="{name}")
+```
+
+## Limits
+
+{bullets}
+
+How it was made, with versions and data fingerprints: `{RECORD}`.
+"""

@@ -53,7 +53,7 @@ def test_a_pruned_folder_is_plain_and_says_what_was_removed(
     card, table = (folder / "README.md").read_text(), made.table()
     assert table in card
     assert "pipeline_tag: text-classification" in card
-    assert "100.00 % of those in the corpus" in table
+    assert "25 -> 22, which are 9" in table
     assert (folder / "vocab.txt").read_text().splitlines()[:5] == [
         "[PAD]",
         "[UNK]",

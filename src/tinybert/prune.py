@@ -34,7 +34,7 @@ from tinybert.run_directory import RECORD, Figures, Result, check_claimable, fil
 from tinybert.stages import EvaluateArguments, evaluate
 from tinybert.student import CALIBRATION_TOKENS, padded_batches
 from tinybert.tables import open_source
-from tinybert.vocabulary import cut_vocabulary, write_vocabulary
+from tinybert.vocabulary import check_fits, cut_vocabulary, write_vocabulary
 
 _SAMPLE = 8192  # rows of the corpus that neurons may be chosen on; about a quarter of it is used
 
@@ -127,6 +127,7 @@ def prune(arguments: PruneArguments) -> Pruned:
     inputs = [arguments.model, arguments.data or "", *arguments.corpus]
     check_claimable(folder, overwrite=arguments.overwrite_output_dir, inputs=filter(None, inputs))
     model, tokenizer = models.open_whole(arguments.model), models.open_tokenizer(arguments.model)
+    check_fits(model, tokenizer)
     if arguments.neurons is not None or arguments.data is not None:
         checked_length(arguments.max_length, model)
     if arguments.neurons is not None:
@@ -136,7 +137,9 @@ def prune(arguments: PruneArguments) -> Pruned:
     smaller, tokenizer, removed = _smaller(arguments, model, tokenizer)
     stored = models.open_config(arguments.model).dtype
     if stored in (torch.float16, torch.bfloat16):  # what was half as large stays so
-        model, smaller = model.to(stored), smaller.to(stored)
+        nets: list[Any] = [model, smaller]
+        for net in nets:
+            net.to(stored)
     before = Figures("before", metrics, model.num_parameters(), file_size(model))
     results: list[Pruned] = []
     if arguments.overwrite_output_dir:
@@ -150,7 +153,7 @@ def prune(arguments: PruneArguments) -> Pruned:
         scores = {} if data is None else _score(arguments, str(path))
         seconds = time.monotonic() - started
         after = Figures("after", scores, smaller.num_parameters(), file_size(smaller), seconds)
-        pruned = Pruned(Result(folder, data and data.metric, (before, after)), removed)
+        pruned = Pruned(Result(folder, None if data is None else data.metric, (before, after)), removed)
         (path / "README.md").write_text(_card(pruned, arguments, smaller), encoding="utf-8")
         record = _record(pruned, arguments, data)
         (path / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
@@ -206,7 +209,8 @@ def _read(arguments: PruneArguments) -> Iterator[Rows]:
 
 def _sample(arguments: PruneArguments) -> list[tuple[str, str | None]]:
     """Draw rows of the corpus at random, all alike, in random order (a reservoir)."""
-    generator, drawn, seen = random.Random(arguments.seed), [], 0
+    drawn: list[tuple[str, str | None]] = []
+    generator, seen = random.Random(arguments.seed), 0
     for texts, pairs in _read(arguments):
         for row in zip(texts, pairs or repeat(None), strict=False):
             seen += 1

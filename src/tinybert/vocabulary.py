@@ -66,19 +66,29 @@ def cut_vocabulary(
         InputError: A tokenizer of another kind, a size that is no cut or has no room for what must stay, no
             text, or a model that does not fit its tokenizer.
     """
+    check_fits(model, tokenizer)
     pieces = _Pieces(tokenizer, _special_ids(model.config))
-    rows = model.get_input_embeddings().weight.shape[0]
-    if pieces.total > rows:
-        raise InputError(
-            f"the tokenizer has ids up to {pieces.total - 1} and the model's embeddings {rows} rows: give a "
-            "folder where both are of one model"
-        )
     pieces.check_size(size)
     counts = pieces.count(texts)
     kept = pieces.choose(counts, size)
     smaller = cut_embeddings(model, kept)
     coverage = float(counts[kept].sum() / counts.sum())
     return Cut(smaller, pieces.tokenizer_of(kept), kept, coverage)
+
+
+def check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a model has an embedding for each piece of a tokenizer.
+
+    Raises:
+        InputError: It has not.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows, largest = len(embeddings.weight), max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise InputError(
+            f"the tokenizer has ids up to {largest} and the model's embeddings {rows} rows: give a folder "
+            "where the two belong together"
+        )
 
 
 class _Pieces:

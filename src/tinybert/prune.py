@@ -28,6 +28,7 @@ from tinybert import models
 from tinybert.corpus import END, open_corpus
 from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_texts
 from tinybert.errors import InputError
+from tinybert.model_card import pipeline_task
 from tinybert.neurons import check_neurons, cut_neurons
 from tinybert.rows import checked_length, classes, provenance
 from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
@@ -268,14 +269,7 @@ def _record(pruned: Pruned, arguments: PruneArguments, data: TaskData | None) ->
 def _card(pruned: Pruned, arguments: PruneArguments, model: PreTrainedModel) -> str:
     """Return the README.md of a pruned folder: the Hub's metadata, the figures, what was removed, limits."""
     name = pruned.result.output_dir.resolve().name
-    endings = {
-        "SequenceClassification": "text-classification",
-        "TokenClassification": "token-classification",
-        "QuestionAnswering": "question-answering",
-        "MaskedLM": "fill-mask",
-    }
-    kind = type(model).__name__
-    task = next((task for ending, task in endings.items() if kind.endswith(ending)), "feature-extraction")
+    task = pipeline_task(type(model).__name__)
     limits = ["Nothing was trained after it was made smaller; `tinybert distill` from the whole model would."]
     if arguments.vocabulary is not None:
         limits.append(
@@ -299,7 +293,7 @@ tags: [tinybert, pruning]
 ```python
 from transformers import pipeline
 
-model = pipeline("{task}", model="{name}")
+model = pipeline("{task}", model={json.dumps(name)})
 ```
 
 ## Limits

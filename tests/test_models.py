@@ -23,7 +23,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from conftest import PIECES, randomise
+from conftest import PIECES, make_masked_lm, randomise
 from tinybert.errors import InputError, one_line
 from tinybert.models import (
     label_names,
@@ -33,6 +33,7 @@ from tinybert.models import (
     open_encoder,
     open_masked_lm,
     open_tokenizer,
+    open_whole,
     positions_of,
     read_projections,
     vocabulary_difference,
@@ -537,3 +538,21 @@ def test_the_longest_input_is_one_that_the_model_takes(build: type, pad: int) ->
     model(torch.full((1, longest), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, longest + 1), 5))
+
+
+def test_a_model_is_opened_whole_with_the_head_it_has(
+    tmp_path: Path, save_model: Callable[[PreTrainedModel, Path], Path]
+) -> None:
+    """A head that is dropped, or made up, when a folder is rewritten is lost for good."""
+    masked, encoder = save_model(make_masked_lm(), tmp_path / "a"), tmp_path / "b"
+    assert type(open_whole(str(masked))).__name__ == "BertForMaskedLM"
+    save_model(open_encoder(str(masked)), encoder)
+    assert type(open_whole(str(encoder))).__name__ == "BertModel"
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(InputError, match=r"lack \d+ tensors such as cls\.predictions"):
+        open_whole(str(encoder))
+    for wrong in ("RobertaModel", "NoSuchModel", "os", 7):
+        (encoder / "config.json").write_text(json.dumps(config | {"architectures": [wrong]}))
+        with pytest.raises(InputError, match=r"transformers has no such model|cannot open the model"):
+            open_whole(str(encoder))

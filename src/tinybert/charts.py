@@ -151,6 +151,8 @@ def scatter_chart(points: Sequence[tuple[str, float, float]], x_label: str, y_la
         across, up = x_axis.place(x), y_axis.place(y)
         lowest = min(up - 7, lowest - 12)  # a name above its point, and above the names below it
         side = "end" if across > _WIDTH / 2 else "start"
+        if lowest < up - 8:  # moved away from its point: a line leads back
+            parts.append(f'<path class="grid" d="M{across:.1f} {lowest + 2:.1f}V{up - 5:.1f}"/>')
         kind = "teacher" if name == "teacher" else "student"
         parts.append(f'<circle class="dot dot-{kind}" cx="{across:.1f}" cy="{up:.1f}" r="4.5"/>')
         parts.append(

@@ -47,6 +47,11 @@ def _panel(panel: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": panel["title"], "chart": Markup(line_chart(panel["title"], series, "step"))}
 
 
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {name for panel in stage["panels"] for name in panel["series"]}
+    return {**stage, "kinds": kinds, "panels": [_panel(panel) for panel in stage["panels"]]}
+
+
 def render(results: Mapping[str, Any]) -> str:
     """Return the page.
 
@@ -79,9 +84,7 @@ def render(results: Mapping[str, Any]) -> str:
     shown = {name: attention.get(name) for name in ("layers", "sentences")}
     page = template.render(
         **{name: results[name] for name in ("name", "verdict", "table", "disagreements", "made")},
-        stages=[
-            {**stage, "panels": [_panel(panel) for panel in stage["panels"]]} for stage in results["stages"]
-        ],
+        stages=[_stage(stage) for stage in results["stages"]],
         tradeoff=Markup(scatter_chart(**tradeoff)) if tradeoff else "",
         attention=attention,
         attention_json=Markup(_json_for_script(shown)),

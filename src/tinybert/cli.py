@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinybert.errors import InputError, Stopped, one_line
+from tinybert.errors import InputError, Rejected, Stopped, one_line
 
 DESCRIPTION = """\
 Distil a BERT-family encoder into one that is several times smaller and faster.
@@ -22,6 +22,8 @@ commands:
   augment     write changed copies of rows, to train on
   report      write a run's page: figures, losses, attention, disagreements
   prune       make a model smaller without training: word pieces, feed-forward neurons
+  export      write a model as ONNX, with 32-bit and 8-bit weights
+  benchmark   measure models: size, memory, latency, throughput
 """
 
 
@@ -42,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0, or 2 with one line on stderr where the input is bad."""
+    """Run one command; return its exit status: 0, or with one line on stderr 2 (bad input) or 1 (too bad)."""
     parser = _Parser(
         prog="tinybert",
         description=DESCRIPTION,
@@ -69,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         return 2
+    except Rejected as verdict:
+        print(f"tinybert: {verdict}", file=sys.stderr)
+        return 1
     except Stopped as stop:
         print(f"tinybert: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -229,6 +234,21 @@ def _prune(options: list[str]) -> None:
     )
 
 
+def _export(options: list[str]) -> None:
+    from tinybert.export import ExportArguments, to_onnx
+
+    (arguments,) = _parse("export", options, ExportArguments)
+    exported = to_onnx(arguments)
+    print(f"{exported.table()}\n\nNext: tinybert benchmark --models {exported.folder.parent}")
+
+
+def _benchmark(options: list[str]) -> None:
+    from tinybert.benchmark import BenchmarkArguments, measure, table
+
+    (arguments,) = _parse("benchmark", options, BenchmarkArguments)
+    print(table(measure(arguments)))
+
+
 def _quickstart(options: list[str]) -> None:
     from tinybert.quickstart import QuickstartArguments, quickstart
 
@@ -245,4 +265,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "augment": _augment,
     "report": _report,
     "prune": _prune,
+    "export": _export,
+    "benchmark": _benchmark,
 }

@@ -15,6 +15,13 @@ class Stopped(Exception):
     """
 
 
+class Rejected(Exception):
+    """What was made is not good enough by the bar that was set: one line that says by how much, what is left.
+
+    The command line prints it on stderr and exits with 1.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says, for a one-line message: without line breaks, 300 characters at most."""
     text = " ".join(str(error).split()) or type(error).__name__

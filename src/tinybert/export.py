@@ -1,0 +1,390 @@
+"""Model folder -> ONNX beside it, with 32-bit and 8-bit weights; each held to what PyTorch says.
+
+The files lie where ONNX Runtime's users, Optimum and transformers.js look for them: ``onnx/model.onnx`` and
+``onnx/model_quantized.onnx`` in the model folder, whose ``config.json`` keeps the names of the labels.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinybert import models
+from tinybert.capture import evaluating
+from tinybert.data import TaskData, load_data, tokenize
+from tinybert.errors import InputError, Rejected, one_line
+from tinybert.evaluation import score
+from tinybert.first_token import FirstToken, reads_first_token
+from tinybert.quantize import needs_reduced_range, quantize
+from tinybert.rows import checked_length, classes
+from tinybert.sessions import FOLDER, FP32, INT8, MISSING, Run, open_session, runner, session_logits
+
+TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output
+
+# How a model class's name ends, and what it answers with.
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "ForSequenceClassification": ("logits",),
+    "ForTokenClassification": ("logits",),
+    "ForMaskedLM": ("logits",),
+    "ForQuestionAnswering": ("start_logits", "end_logits"),
+    "Model": ("last_hidden_state",),
+}
+_SCORED = "ForSequenceClassification"
+_OPSET = 17  # layer norm as one node; read by ONNX Runtime since 1.12
+_CHECKED_ROWS = 64
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and how good 8-bit weights must be."""
+
+    model: str = field(metadata={"help": "Model to export, with any head: a folder or a hub name."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Model folder for the files; --model's own unless given, which must be a folder."},
+    )
+    int8: bool = field(default=False, metadata={"help": "Make a file with 8-bit weights as well."})
+    check: str | None = field(
+        default=None, metadata={"help": "Labelled rows that both files are scored on: as for evaluate."}
+    )
+    max_drop: float = field(
+        default=1.0, metadata={"help": "Points that 8-bit weights may cost on --check; more: exit status 1."}
+    )
+    reduce_range: bool | None = field(
+        default=None,
+        metadata={"help": "7-bit weights, which x86 CPUs without VNNI need; by this CPU unless given."},
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One or two text columns of --check."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Its label column."})
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "Its columns of 0 and 1, a label each."}
+    )
+    max_length: int = field(default=128, metadata={"help": "Word pieces a row of --check."})
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently do nothing."""
+        if not 0 <= self.max_drop <= 100:
+            raise InputError(f"--max_drop is {self.max_drop}: expected points from 0 to 100")
+        if self.reduce_range is not None and not self.int8:
+            raise InputError("--reduce_range is for --int8: add it or leave both out")
+        if self.check is None and (self.text_columns or self.label_column or self.label_columns):
+            raise InputError(
+                "--text_columns and --label_column(s) are those of --check: add it or leave them out"
+            )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What exporting made.
+
+    Attributes:
+        folder: The folder of the ONNX files.
+        sizes: Bytes of each file, by its name.
+        difference: The largest between any output of PyTorch and of ONNX Runtime.
+        metric: What the scores are; None where nothing was scored.
+        scores: Of ``fp32`` and ``int8`` on the check rows, between 0 and 1.
+        reduced_range: Whether 8-bit weights keep to 7 bits.
+    """
+
+    folder: Path
+    sizes: dict[str, int]
+    difference: float
+    metric: str | None
+    scores: dict[str, float]
+    reduced_range: bool
+
+    def table(self) -> str:
+        """Return files, sizes and scores as text."""
+        lines = [f"{'':24}{self.metric or '':>18}{'file':>12}"]
+        for name, kind in ((FP32, "fp32"), (INT8, "int8")):
+            if name in self.sizes:
+                shown = f"{100 * self.scores[kind]:.2f}" if kind in self.scores else ""
+                lines.append(f"{name:24}{shown:>18}{self.sizes[name] / 1e6:9.1f} MB")
+        lines.append(f"\nONNX Runtime and PyTorch differ by {self.difference:.1e} at most.")
+        if INT8 in self.sizes:
+            why = "for x86 CPUs without VNNI" if self.reduced_range else "for ARM, and x86 CPUs with VNNI"
+            lines.append(f"Weights of {INT8}: {7 if self.reduced_range else 8} bits, {why}.")
+            if not self.scores:
+                lines.append(f"What 8-bit weights cost is not measured: {INT8} needs --check FILE.")
+        return "\n".join(lines)
+
+
+def to_onnx(arguments: ExportArguments) -> Exported:
+    """Export a model to ONNX, and hold the files to what PyTorch answers.
+
+    The 32-bit file must answer as PyTorch does, within ``TOLERANCE``, on batches of several lengths and
+    paddings and on rows of ``check``. The 8-bit file must score within ``max_drop`` points of it on
+    ``check``. Batch and sequence are dynamic axes. Earlier ONNX files in the folder are replaced or, if 8-bit
+    and not asked for again, removed: they are of other weights.
+
+    Raises:
+        InputError: Bad input, see the message; nothing has been written then.
+        Rejected: The 8-bit file lost too much, and only the 32-bit one was kept; or not even that one
+            answered as PyTorch does, and nothing was written.
+    """
+    folder = _output_folder(arguments)
+    model = models.open_whole(arguments.model)
+    outputs = outputs_of(model)
+    tokenizer = _fitting_tokenizer(arguments.model, model)
+    rows = None if arguments.check is None else _check_rows(arguments, model, tokenizer)
+    batches = made_batches(model, tokenizer)
+    if rows is not None:
+        batches += _real_batches(rows[1], tokenizer, list(batches[0]))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+        written = Path(temporary)
+        export_graph(model, batches[1], outputs, written / FP32)
+        run = runner(open_session(written / FP32))
+        difference = largest_difference(model, run, batches)
+        if not difference <= TOLERANCE:
+            raise Rejected(
+                f"ONNX Runtime and PyTorch differ by {difference:.1e} on {arguments.model}, more than "
+                f"{TOLERANCE:.0e}: nothing was written"
+            )
+        scores = {} if rows is None else {"fp32": _score(run, rows, tokenizer)}
+        reduced = needs_reduced_range() if arguments.reduce_range is None else arguments.reduce_range
+        drop = 0.0
+        if arguments.int8:
+            quantize(written / FP32, written / INT8, reduce_range=reduced)
+            run = runner(open_session(written / INT8))
+            _check_finite(run, batches)
+            if rows is not None:
+                scores["int8"] = _score(run, rows, tokenizer)
+                drop = 100 * (scores["fp32"] - scores["int8"])
+        if drop > arguments.max_drop:
+            (written / INT8).unlink()
+        if arguments.output_dir is not None:
+            model.config.save_pretrained(written)
+            tokenizer.save_pretrained(written)
+        sizes = _publish(written, folder)
+    metric = None if rows is None else rows[0].metric
+    if drop > arguments.max_drop:
+        raise Rejected(
+            f"8-bit weights cost {drop:.2f} points of {metric} on {arguments.check} "
+            f"({100 * scores['fp32']:.2f} to {100 * scores['int8']:.2f}), more than --max_drop "
+            f"{arguments.max_drop:g}: only {folder / FOLDER / FP32} was kept"
+        )
+    return Exported(folder / FOLDER, sizes, difference, metric, scores, reduced)
+
+
+def _output_folder(arguments: ExportArguments) -> Path:
+    if arguments.output_dir is None and not Path(arguments.model).is_dir():
+        models.open_config(arguments.model)  # says what is wrong with a path that is none
+        raise InputError(f"{arguments.model} is no folder to write into: give --output_dir")
+    folder = Path(arguments.output_dir or arguments.model)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {folder} is a file: give a folder")
+    onnx = folder / FOLDER
+    if onnx.exists() and not onnx.is_dir():
+        raise InputError(f"{onnx} is a file, where a folder for ONNX files is to be: remove it")
+    taken = [onnx / name for name in (FP32, INT8) if (onnx / name).is_dir()]
+    if taken:
+        raise InputError(f"{taken[0]} is a folder, where a file is to be: remove it")
+    nearest = next(path for path in (onnx, *onnx.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"the output folder {onnx} cannot be made: {nearest} is not writable")
+    return folder
+
+
+def _fitting_tokenizer(source: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer after checking that every piece it makes has an embedding."""
+    tokenizer = models.open_tokenizer(source)
+    embeddings: Any = model.get_input_embeddings()
+    largest, pieces = max(tokenizer.get_vocab().values()), embeddings.num_embeddings
+    if largest >= pieces:
+        raise InputError(
+            f"the tokenizer of {source} makes piece {largest}, and the model knows {pieces} only"
+        )
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {source} has no padding: give it a pad_token")
+    return tokenizer
+
+
+def _publish(written: Path, folder: Path) -> dict[str, int]:
+    """Move files to their places by renaming, no 8-bit file ever beside a 32-bit one of other weights."""
+    onnx = folder / FOLDER
+    onnx.mkdir(exist_ok=True)
+    (onnx / INT8).unlink(missing_ok=True)
+    sizes = {name: (written / name).stat().st_size for name in (FP32, INT8) if (written / name).exists()}
+    for path in sorted(written.iterdir(), key=lambda path: path.name == INT8):
+        os.replace(path, (onnx if path.name in sizes else folder) / path.name)
+    return sizes
+
+
+def outputs_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of what a model answers with, after its head.
+
+    Raises:
+        InputError: The head is of another kind.
+    """
+    name = type(model).__name__
+    for ending, outputs in _OUTPUTS.items():
+        if name.endswith(ending):
+            return outputs
+    raise InputError(f"cannot export a {name}: expected one of *{', *'.join(_OUTPUTS)}")
+
+
+def made_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
+    """Return batches of random pieces, of several lengths and paddings, pairs of texts where there are."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+    longest = min(models.positions_of(config), 512)
+    has_pairs = "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
+    batches = []
+    for count, length in ((1, 2), (3, 9), (4, 33), (2, longest)):
+        length = min(length, longest)
+        ids = torch.randint(config.vocab_size, (count, length), generator=generator)
+        lengths = torch.linspace(length, length // 2 + 1, count).long()
+        mask = (torch.arange(length) < lengths[:, None]).long()
+        # Padding is told by the mask; RoBERTa's and MPNet's positions tell it by the piece.
+        pad = config.pad_token_id or 0
+        ids = torch.where(ids == pad, (pad + 1) % config.vocab_size, ids)
+        batch = {"input_ids": torch.where(mask == 1, ids, pad), "attention_mask": mask}
+        if has_pairs:
+            batch["token_type_ids"] = (torch.arange(length) >= lengths[:, None] // 2).long() * mask
+        batches.append(batch)
+    return batches
+
+
+def export_graph(
+    model: PreTrainedModel, example: Mapping[str, Tensor], outputs: tuple[str, ...], target: Path
+) -> None:
+    """Trace a model into an ONNX file, batch and sequence dynamic.
+
+    torch's older exporter and eager attention: the newer one takes ten times as long, a minute for MPNet, and
+    calls the axes s10 and s11; eager attention is what ONNX Runtime recognises and fuses.
+
+    Args:
+        model: On the CPU.
+        example: A batch to trace with; its names are the inputs' names.
+        outputs: What to keep of what the model returns.
+        target: The file.
+
+    Raises:
+        InputError: The packages are not installed, or the model cannot be traced.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise InputError(MISSING) from error
+    names = list(example)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = FirstToken(model) if reads_first_token(model) else model
+
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            batch = dict(zip(names, inputs, strict=True))
+            if isinstance(self.model, FirstToken):
+                return (self.model(batch),)
+            answers = self.model(**batch)
+            return tuple(answers[name] for name in outputs)
+
+    per_token = not type(model).__name__.endswith(_SCORED)
+    axes = {name: {0: "batch", 1: "sequence"} for name in names}
+    axes |= {name: {0: "batch", 1: "sequence"} if per_token else {0: "batch"} for name in outputs}
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, on what is the same for all batches
+            torch.onnx.export(
+                Named().eval(),
+                tuple(example.values()),
+                str(target),
+                input_names=names,
+                output_names=list(outputs),
+                dynamic_axes=axes,
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+    except Exception as error:  # whatever a model does that cannot be traced
+        raise InputError(f"cannot export {type(model).__name__} to ONNX: {one_line(error)}") from error
+    finally:
+        model.set_attn_implementation(before)
+    graph = onnx.load(target)
+    keep_layer_norms(graph)
+    onnx.save(graph, target)
+
+
+def keep_layer_norms(model: Any) -> None:
+    """Write the sums before layer norms so that ONNX Runtime does not fuse the two; changes the model.
+
+    Fused, they run seven times as slow as one after the other (SkipLayerNormalization on the CPU, 1.32).
+
+    Args:
+        model: An ``onnx.ModelProto``.
+    """
+    normed = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
+    for node in model.graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
+
+
+def largest_difference(model: PreTrainedModel, run: Run, batches: list[dict[str, Tensor]]) -> float:
+    """Return the largest difference between a model's outputs and an ONNX file's, at real tokens."""
+    largest = 0.0
+    with evaluating(model):
+        for batch in batches:
+            expected = model(**batch)
+            real = batch["attention_mask"].bool().numpy()
+            for name, found in run(batch).items():
+                off = np.abs(expected[name].numpy() - found)
+                off = off[real] if off.shape[:2] == real.shape else off
+                largest = float(np.maximum(largest, off.max()))  # keeps NaN
+    return largest
+
+
+def _check_finite(run: Run, batches: list[dict[str, Tensor]]) -> None:
+    for batch in batches:
+        if not all(np.isfinite(found).all() for found in run(batch).values()):
+            raise Rejected("the 8-bit file answers with NaN or infinity: nothing was written")
+
+
+def _check_rows(
+    arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TaskData, datasets.Dataset]:
+    name = type(model).__name__
+    if not name.endswith(_SCORED):
+        raise InputError(f"--check scores classifiers, and {arguments.model} is a {name}: leave it out")
+    kind, names = classes(model)
+    length = checked_length(arguments.max_length, model)
+    data = load_data(
+        str(arguments.check),
+        split="validation",
+        text_columns=arguments.text_columns,
+        label_column=arguments.label_column,
+        label_columns=arguments.label_columns,
+        kind=kind,
+        label_names=names or None,
+    )
+    return data, tokenize(data, tokenizer, length)
+
+
+def _real_batches(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, names: list[str]
+) -> list[dict[str, Tensor]]:
+    """Return the first check rows, eight a batch, padded."""
+    batches = []
+    for start in range(0, min(len(rows), _CHECKED_ROWS), 8):
+        columns = rows[start : start + 8]
+        batch: Any = tokenizer.pad({name: columns[name] for name in names}, return_tensors="pt")
+        batches.append(dict(batch))
+    return batches
+
+
+def _score(run: Run, rows: tuple[TaskData, datasets.Dataset], tokenizer: PreTrainedTokenizerBase) -> float:
+    data, tokens = rows
+    return score(data, session_logits(run, tokens, tokenizer))[data.metric]

@@ -3,10 +3,11 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tinybert.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,10 +45,15 @@ def test_file_tree_of_the_readme_is_the_tree() -> None:
     assert named == set(_tracked_files())
 
 
-def test_commands_of_the_readme_parse_into_their_options() -> None:
-    """No command a reader copies fails on a misspelt option."""
-    from tinybert.cli import COMMANDS
+def _help(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
 
+
+def test_commands_of_the_readme_parse_into_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """No command a reader copies fails on a misspelt option."""
     shown = [
         shlex.split(line, comments=True)
         for block in _blocks("bash")
@@ -55,14 +61,9 @@ def test_commands_of_the_readme_parse_into_their_options() -> None:
         if line.startswith("tinybert ")
     ]
     assert len(shown) >= 3
-    listed = {
-        command: subprocess.run(
-            [sys.executable, "-m", "tinybert", command, "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        for command in {command for _, command, *_ in shown}
-    }
+    assert {command for _, command, *_ in shown} <= set(COMMANDS)
+    listed = {command: _help(command, capsys) for command in {command for _, command, *_ in shown}}
     for _, command, *options in shown:
-        assert command in COMMANDS
         for option in (option for option in options if option.startswith("--")):
             assert f"{option} " in listed[command], f"{option} is no option of tinybert {command}"
 

@@ -16,6 +16,7 @@ from test_report import ALERT, check
 from tinybert import run_report
 from tinybert.cli import main
 from tinybert.errors import InputError
+from tinybert.export import ExportArguments, to_onnx
 from tinybert.model_card import is_unedited
 from tinybert.run_directory import Result
 from tinybert.run_report import ReportArguments, report, report_of_run
@@ -156,6 +157,25 @@ def test_a_fine_tuned_model_has_a_page_too_and_serves_as_baseline(
     change(folder, lambda record: record.update(metric="matthews"))
     with pytest.raises(InputError, match="was scored by matthews, the run by accuracy: give one of the same"):
         report(ReportArguments(str(run), baseline=str(folder)))
+
+
+def test_onnx_files_are_scored_on_the_rows_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is served is the one whose score matters."""
+    to_onnx(ExportArguments(str(run), int8=True))
+    report(ReportArguments(str(run)))
+    score = f"{100 * json.loads((run / 'run.json').read_text())['models'][1]['metrics']['accuracy']:.2f}"
+    rows = dict(re.findall(r'<tr><th scope="row">([\w ]+)</th><td class="number">([^<]+)', page_of(run)))
+    assert list(rows) == ["teacher", "student", "student ONNX", "student int8"]
+    assert rows["student ONNX"] == rows["student"] == score
+    assert 0 < float(rows["student int8"]) <= 100
+    assert "| student int8 |" in (run / "README.md").read_text()
+    monkeypatch.setattr(run_report, "MOST_EVAL_ROWS", 10)
+    report(ReportArguments(str(run)))
+    assert "The ONNX files were not scored: the run has more than 10 eval rows." in page_of(run)
+    monkeypatch.undo()
+    (run / "onnx" / "model.onnx").write_bytes(b"no graph")
+    report(ReportArguments(str(run)))
+    assert re.search("The ONNX files were not scored: cannot open .*model.onnx", page_of(run))
 
 
 def test_general_distillation_has_its_own_page(run: Path, finished: Path, tmp_path: Path) -> None:

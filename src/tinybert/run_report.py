@@ -24,7 +24,7 @@ from tinybert.model_card import is_unedited, model_card
 from tinybert.report import render
 from tinybert.rows import checked_length, classes
 from tinybert.run_directory import PAGE, Figures, Result, Run, file_size, write_whole
-from tinybert.served import onnx_lines, with_latencies
+from tinybert.served import onnx_lines, onnx_logits, with_latencies
 from tinybert.summary import (
     Line,
     cells,
@@ -114,6 +114,10 @@ def report(arguments: ReportArguments) -> Path:
             comparison = _compare(folder, record)
         except InputError as error:
             comparison = one_line(error)
+    try:
+        lines = _with_onnx_scores(folder, record, lines, comparison)
+    except InputError as error:
+        notes.append(f"The ONNX files were not scored: {one_line(error)}")
     _write(folder, record, lines, notes, comparison, attention)
     return folder / PAGE
 
@@ -172,6 +176,28 @@ def _lines(
         lines, note = with_latencies(lines, Path(arguments.benchmark), folders)
         notes.append(note)
     return lines, notes
+
+
+def _with_onnx_scores(
+    folder: Path, record: Mapping[str, Any], lines: list[Line], comparison: Comparison | str
+) -> list[Line]:
+    """Return the lines with the scores of the ONNX files, where there are any, on the run's eval rows.
+
+    Raises:
+        InputError: They cannot be run, or not on all the rows that the other scores are from.
+    """
+    made = model_lines(record)[-1]
+    if not onnx_lines(folder, made):
+        return lines
+    if not isinstance(comparison, Comparison):
+        raise InputError(comparison)
+    if comparison.is_part:
+        raise InputError(f"the run has more than {MOST_EVAL_ROWS:,} eval rows.")
+    tokenizer = comparison.tokenizers[1]
+    rows = tokenize(comparison.data, tokenizer, record["arguments"]["max_length"])
+    found = onnx_logits(folder, made, rows, tokenizer)
+    scores = {name: score(comparison.data, logits)[record["metric"]] for name, logits in found.items()}
+    return [replace(line, score=scores.get(line.name, line.score)) for line in lines]
 
 
 def _baseline(folder: Path, metric: str | None) -> Line:

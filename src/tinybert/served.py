@@ -4,12 +4,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinybert.errors import InputError, one_line
+from tinybert.sessions import FOLDER, FP32, INT8, open_session, runner, session_logits
 from tinybert.summary import Line, misfit
 
-FILES = {"onnx": "model.onnx", "onnx_int8": "model_quantized.onnx"}  # by a benchmark's name of the backend
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+FILES = {"onnx": FP32, "onnx_int8": INT8}  # by a benchmark's name of the backend
 _WORDS = {"torch": "", "onnx": " ONNX", "onnx_int8": " int8"}
 _LOAD = {"batch_size": int, "length": int, "p50": float}
 _SHAPE = {
@@ -25,12 +31,39 @@ def onnx_lines(folder: Path, made: Line) -> list[Line]:
         folder: Of the model.
         made: The model itself.
     """
-    files = {backend: folder / "onnx" / name for backend, name in FILES.items()}
     return [
-        Line(made.name + _WORDS[backend], None, made.parameters, path.stat().st_size)
-        for backend, path in files.items()
-        if path.is_file()
+        Line(name, None, made.parameters, path.stat().st_size)
+        for name, path in _onnx_files(folder, made).items()
     ]
+
+
+def _onnx_files(folder: Path, made: Line) -> dict[str, Path]:
+    files = {made.name + _WORDS[backend]: folder / FOLDER / name for backend, name in FILES.items()}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def onnx_logits(
+    folder: Path, made: Line, rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, "np.ndarray"]:
+    """Return the logits (rows, C) of each ONNX file of a model folder, by the name of its line.
+
+    Args:
+        folder: Of the model.
+        made: The model itself.
+        rows: Tokenised rows.
+        tokenizer: Pads.
+
+    Raises:
+        InputError: ONNX Runtime is not installed, or cannot read or run a file.
+    """
+    found = {}
+    for name, path in _onnx_files(folder, made).items():
+        run = runner(open_session(path))
+        try:
+            found[name] = session_logits(run, rows, tokenizer)
+        except Exception as error:  # its exceptions have no base of their own
+            raise InputError(f"cannot run {path}: {one_line(error)}") from error
+    return found
 
 
 def with_latencies(lines: Sequence[Line], path: Path, folders: Mapping[str, Path]) -> tuple[list[Line], str]:

@@ -60,12 +60,13 @@ def test_bfloat16_predictions_are_close_and_are_float32(
     np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
 
 
-def test_scores_are_those_of_the_rows_labels(data: TaskData) -> None:
+def test_scores_are_those_of_the_rows_labels(data: TaskData, tokenizer: BertTokenizerFast) -> None:
     """Labels here are 0, 1, 0, 1, 0."""
     logits = np.eye(2)[[0, 1, 0, 1, 1]]
-    assert score(data, logits)["accuracy"] == pytest.approx(0.8)
+    rows = tokenize(data, tokenizer, 16)
+    assert score(data, rows, logits)["accuracy"] == pytest.approx(0.8)
     prediction = type("Prediction", (), {"predictions": logits, "label_ids": np.array([0, 1, 0, 1, 0])})
-    assert metrics_for_trainer(data)(prediction) == score(data, logits)
+    assert metrics_for_trainer(data, rows)(prediction) == score(data, rows, logits)
 
 
 def test_the_chance_level_is_the_share_of_the_most_frequent_class(data: TaskData) -> None:
@@ -80,7 +81,7 @@ def test_the_chance_level_of_several_labels_is_the_best_constant_answer(data: Ta
     rows = datasets.Dataset.from_dict({"label": flags.astype(np.float32)})
     several = replace(data, kind="multi_label", rows=rows)
     best = max(
-        score(several, np.tile(np.where(answer, 1.0, -1.0), (60, 1)))["f1_micro"]
+        score(several, rows, np.tile(np.where(answer, 1.0, -1.0), (60, 1)))["f1_micro"]
         for answer in itertools.product([False, True], repeat=4)
     )
     assert chance_level(several) == ("f1_micro", pytest.approx(best))

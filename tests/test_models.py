@@ -27,7 +27,7 @@ from conftest import PIECES, make_masked_lm, randomise
 from tinybert.errors import InputError, one_line
 from tinybert.models import (
     label_names,
-    new_classifier,
+    new_task_model,
     open_classifier,
     open_config,
     open_encoder,
@@ -36,10 +36,10 @@ from tinybert.models import (
     open_whole,
     positions_of,
     read_projections,
+    task_of,
     vocabulary_difference,
 )
 from tinybert.objective import DistillationLoss
-from tinybert.rows import classes
 
 Make = Callable[..., PreTrainedModel]
 Save = Callable[[PreTrainedModel, Path], Path]
@@ -130,7 +130,7 @@ def test_a_new_classifier_keeps_the_encoder_and_names_its_classes(
     encoder: PreTrainedModel, encoder_folder: Path
 ) -> None:
     """The head is new; if the encoder were too, fine-tuning would start from noise."""
-    model = new_classifier(str(encoder_folder), ("a", "b", "c"))
+    model = new_task_model(str(encoder_folder), "classification", ("a", "b", "c"))
     assert label_names(model.config) == ("a", "b", "c")
     assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
     kept = model.base_model.state_dict()
@@ -142,7 +142,7 @@ def test_a_new_classifier_keeps_the_encoder_and_names_its_classes(
 
 def test_a_new_regression_head_has_one_score_and_no_class_names(classifier_folder: Path) -> None:
     """Two logits for a score would be trained as classes; the old head has another shape and is replaced."""
-    model = new_classifier(str(classifier_folder), ())
+    model = new_task_model(str(classifier_folder), "regression", ())
     assert model.config.problem_type == "regression"
     assert model.config.num_labels == 1
     assert label_names(model.config) == ()
@@ -183,10 +183,11 @@ def test_a_model_without_a_task_head_is_refused_as_a_classifier(
 def test_a_multi_label_classifier_says_so(classifier_folder: Path) -> None:
     """Its classes do not exclude each other: a softmax over them would teach something it never said."""
     change_config(classifier_folder, problem_type="multi_label_classification")
-    assert classes(open_classifier(str(classifier_folder))) == ("multi_label", NAMES)
-    model = new_classifier(str(classifier_folder), NAMES, is_multi_label=True)
-    assert classes(model) == ("multi_label", NAMES)
-    assert classes(new_classifier(str(classifier_folder), NAMES)) == ("classification", NAMES)
+    assert task_of(open_classifier(str(classifier_folder))) == ("multi_label", NAMES)
+    model = new_task_model(str(classifier_folder), "multi_label", NAMES)
+    assert task_of(model) == ("multi_label", NAMES)
+    model = new_task_model(str(classifier_folder), "classification", NAMES)
+    assert task_of(model) == ("classification", NAMES)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
@@ -362,7 +363,7 @@ def test_a_published_checkpoint_gives_the_encoder_that_is_in_it(tmp_path: Path, 
 def test_a_published_checkpoint_can_be_fine_tuned(tmp_path: Path, name: str, layout: str) -> None:
     """As a student of --student: its encoder under a new head, pooler and all."""
     written = write_published(tmp_path / name, layout)
-    model = new_classifier(str(tmp_path / name), NAMES)
+    model = new_task_model(str(tmp_path / name), "classification", NAMES)
     assert label_names(model.config) == NAMES
     kept, expected = model.base_model.state_dict(), written.bert.state_dict()
     assert kept.keys() == expected.keys()
@@ -461,7 +462,7 @@ def test_weights_of_another_family_under_a_config_without_a_type_are_refused(
     (folder / "config.json").write_text(json.dumps(config))
     weights = {f"roberta.{name}": tensor for name, tensor in roberta.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    for opener in (open_encoder, lambda source: new_classifier(source, NAMES)):
+    for opener in (open_encoder, lambda source: new_task_model(source, "classification", NAMES)):
         with pytest.raises(InputError, match=r"old lack \d+ encoder tensors"):
             opener(str(folder))
 

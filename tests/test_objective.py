@@ -396,3 +396,90 @@ def test_weights_that_would_train_nothing_or_backwards_are_refused(
     with pytest.raises(InputError, match=message) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+TAGS = torch.tensor(
+    [
+        [-100, 2, 0, -100, 1, 1, -100],
+        [-100, 2, -100] + [-100] * 4,
+        [-100] * 7,
+        [-100, 0, 1, 2, 0] + [-100] * 2,
+    ]
+)
+SPANS = torch.tensor([[1, 5], [0, 0], [0, 0], [3, 4]])
+
+
+def make_token_batch(kind: str) -> tuple[States, States, Tensor, Tensor]:
+    """A batch whose logits are one row for each token, and its labels."""
+    student, teacher, attention_mask = make_batch()
+    torch.manual_seed(3)
+    classes = CLASSES if kind == "token_classification" else 2
+    logits = [torch.randn(BATCH, LENGTH, classes, requires_grad=True) for _ in range(2)]
+    student, teacher = (replace(s, logits=some) for s, some in zip((student, teacher), logits, strict=True))
+    return student, teacher, attention_mask, TAGS if kind == "token_classification" else SPANS
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_soft_labels_of_words_are_a_mean_over_first_pieces(temperature: float) -> None:
+    """One by one: neither padding, nor special tokens, nor the rest of a word say anything."""
+    student, teacher, attention_mask, labels = make_token_batch("token_classification")
+    objective = make_objective(EVERYTHING, kind="token_classification", temperature=temperature)
+    found = objective(student, teacher, attention_mask, labels)
+    soft, gold = [], []
+    for row, place in (labels != -100).nonzero().tolist():
+        mine, its = student.logits[row, place], teacher.logits[row, place]  # type: ignore[index]
+        target = (its / temperature).softmax(0)
+        soft.append(-(target * (mine / temperature).log_softmax(0)).sum() * temperature**2)
+        gold.append(-mine.log_softmax(0)[labels[row, place]])
+    assert len(soft) == 9
+    torch.testing.assert_close(found["prediction"], torch.stack(soft).mean())
+    torch.testing.assert_close(found["gold"], torch.stack(gold).mean())
+    found["prediction"].backward()
+    gradient = student.logits.grad  # type: ignore[union-attr]
+    assert gradient is not None
+    assert torch.equal(gradient.abs().sum(-1) > 0, labels != -100)
+    with pytest.raises(InputError, match="the tokens have no labels"):
+        objective(student, teacher, attention_mask)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_soft_labels_of_answers_are_a_mean_over_starts_and_ends(temperature: float) -> None:
+    """One by one: the classes are the real tokens of each window, and no others."""
+    student, teacher, attention_mask, labels = make_token_batch("question_answering")
+    objective = make_objective(EVERYTHING, kind="question_answering", temperature=temperature)
+    found = objective(student, teacher, attention_mask, labels)
+    soft, gold = [], []
+    for row in range(BATCH):
+        real = int(attention_mask[row].sum())
+        for side in range(2):
+            mine, its = student.logits[row, :real, side], teacher.logits[row, :real, side]  # type: ignore[index]
+            target = (its / temperature).softmax(0)
+            soft.append(-(target * (mine / temperature).log_softmax(0)).sum() * temperature**2)
+            gold.append(-mine.log_softmax(0)[labels[row, side]])
+    torch.testing.assert_close(found["prediction"], torch.stack(soft).mean())
+    torch.testing.assert_close(found["gold"], torch.stack(gold).mean())
+    found["prediction"].backward()
+    gradient = student.logits.grad  # type: ignore[union-attr]
+    assert gradient is not None
+    assert (gradient[attention_mask == 0] == 0).all()
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["token_classification", "question_answering"])
+def test_pieces_of_token_batches_add_up_to_the_whole_given_its_counts(kind: str) -> None:
+    """A batch may have many sentences and few words, and one may have no word at all."""
+    student, teacher, attention_mask, labels = make_token_batch(kind)
+    objective = make_objective(EVERYTHING, kind=kind)
+    whole = objective(student, teacher, attention_mask, labels)
+    counts = objective.counts({"attention_mask": attention_mask, "labels": labels})
+    assert counts.examples == (9 if kind == "token_classification" else BATCH)
+    each = [
+        objective(rows(student, piece), rows(teacher, piece), attention_mask[piece], labels[piece], counts)
+        for piece in (slice(0, 1), slice(1, 3), slice(3, 4))
+    ]
+    assert_equal_parts({name: sum(some[name] for some in each) for name in whole}, whole)  # type: ignore[misc]
+    alone = slice(2, 3)
+    for part in objective(
+        rows(student, alone), rows(teacher, alone), attention_mask[alone], labels[alone]
+    ).values():
+        assert part.isfinite()

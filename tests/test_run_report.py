@@ -232,7 +232,7 @@ def test_a_page_that_fails_is_a_warning_of_one_line(
     (run / "report.html").unlink()
     before = sorted(path.name for path in run.iterdir())
     monkeypatch.setattr(run_report, "render", fail)
-    report_of_run(run, run_report.Comparison(*[None] * 6))  # type: ignore[arg-type]
+    report_of_run(run, run_report.Comparison(*[None] * 7))  # type: ignore[arg-type]
     (warning,) = caplog.records
     assert "no report was written" in warning.getMessage()
     assert "\n" not in warning.getMessage()
@@ -339,7 +339,7 @@ def _check_hostile(finished: Path, run: Path, seed: int) -> None:
     record["command"].append(_text(generator))
     record["arguments"][_text(generator)] = _text(generator)
     (run / "run.json").write_text(json.dumps(record))
-    compared = run_report.Comparison(data, teacher, student, (tokenizer, tokenizer), *logits)
+    compared = run_report.Comparison(data, data.rows, teacher, student, (tokenizer,) * 2, *logits)
     (run / "report.html").unlink()
     report_of_run(run, compared)
     parsed = check((run / "report.html").read_text(encoding="utf-8"))

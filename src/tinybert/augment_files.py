@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from tinybert import models
 from tinybert.augment import Augmenter, AugmentSettings
-from tinybert.data import class_ids, find_texts, read_texts
+from tinybert.columns import class_ids, find_texts, read_texts
 from tinybert.errors import InputError
 from tinybert.evaluation import class_probabilities
 from tinybert.masked_words import MaskedWords

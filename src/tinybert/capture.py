@@ -28,6 +28,7 @@ from tinybert.errors import InputError
 from tinybert.losses import States
 
 _NAME = "tinybert_capture"
+_LABELS = ("labels", "start_positions", "end_positions")
 
 # Families whose hidden states are the outputs of a stack of layers and stay the same when it is cut short.
 # ALBERT runs one layer many times and ModernBERT normalises the last state once more: they run all layers.
@@ -197,7 +198,7 @@ def capture(
     if scores and pretrained.config.model_type in _BEYOND_PRODUCTS:
         _refuse(pretrained, _BEYOND_PRODUCTS[pretrained.config.model_type])
     accepted = inspect.signature(pretrained.forward).parameters
-    taken = {name: value for name, value in inputs.items() if name in accepted and name != "labels"}
+    taken = {name: value for name, value in inputs.items() if name in accepted and name not in _LABELS}
     head = nullcontext() if places is None else head_at(pretrained, places)
     with _first_layers(pretrained, layers) as run, _recording(pretrained, scores) as calls, head:
         outputs = model(**taken, output_hidden_states=states)
@@ -209,6 +210,8 @@ def capture(
             f"and {run + 1} were expected: use a model with one a layer, or distil its predictions alone"
         )
     logits = getattr(outputs, "logits", None)
+    if "start_logits" in outputs:
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     if logits is not None and places is not None:
         # A model that was compiled before, for whole sequences, does not see the hook that chooses.
         logits = logits[places] if logits.shape[:2] == places.shape else logits[0]

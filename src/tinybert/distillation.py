@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert.closed_form import solve_student
+from tinybert.collation import Collator
 from tinybert.data import TaskData, tokenize
 from tinybert.evaluation import (
     cached_logits,
     chance_level,
+    logits_of_rows,
     metrics_for_trainer,
     predict_logits,
     score,
@@ -38,6 +40,7 @@ class Distillation:
         teacher_tokenizer: The teacher's.
         tokenizer: The student's; mostly the same.
         max_length: Where rows are cut.
+        stride: By how much windows of a context overlap.
         data: Training and eval rows as they were given.
         calibration: The training rows in the student's tokens, before augmentation.
         teacher_rows: The rows that are taught on, in the teacher's tokens.
@@ -56,6 +59,7 @@ class Distillation:
     teacher_tokenizer: PreTrainedTokenizerBase
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    stride: int | None
     data: tuple[TaskData, TaskData]
     calibration: Dataset
     teacher_rows: Dataset
@@ -82,10 +86,10 @@ class Distillation:
 
     def taught_on(self, rows: TaskData) -> "Distillation":
         """Return the same distillation on other training rows."""
-        own = tokenize(rows, self.tokenizer, self.max_length)
+        own = tokenize(rows, self.tokenizer, self.max_length, self.stride)
         if self.reads_one_vocabulary:
             return replace(self, train_rows=own, teacher_rows=own)
-        teacher_rows = tokenize(rows, self.teacher_tokenizer, self.max_length)
+        teacher_rows = tokenize(rows, self.teacher_tokenizer, self.max_length, self.stride)
         return replace(self, train_rows=own, teacher_rows=teacher_rows)
 
     def on_few(self, run: Run, rows: np.ndarray, eval_rows: np.ndarray) -> "Distillation":
@@ -96,7 +100,7 @@ class Distillation:
             teacher_rows=self.teacher_rows.select(rows),
             train_rows=self.train_rows.select(rows),
             eval_rows=self.eval_rows.select(eval_rows),
-            teacher_logits=self.teacher_logits[eval_rows],
+            teacher_logits=logits_of_rows(self.teacher_logits, self.eval_rows, eval_rows),
         )
 
     def start(self, arguments: StudentArguments) -> None:
@@ -124,7 +128,7 @@ class Distillation:
             "seconds": round(time.monotonic() - started, 1),
             "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
             "hidden_errors": solved.hidden_errors,
-            "metrics": score(self.data[1], logits),
+            "metrics": score(self.data[1], self.eval_rows, logits),
         }
 
     def intermediate(self) -> None:
@@ -138,7 +142,7 @@ class Distillation:
             self.objective,
             train_dataset=self.train_rows,
             eval_dataset=self.eval_rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
+            data_collator=Collator(self.tokenizer, self.data[0].kind),
         )
         self.run.train("intermediate", trainer)
         self.run.keep("intermediate", self.student)
@@ -162,8 +166,8 @@ class Distillation:
             self.prediction_objective,
             train_dataset=rows,
             eval_dataset=eval_rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            compute_metrics=metrics_for_trainer(train),
+            data_collator=Collator(self.tokenizer, self.data[0].kind),
+            compute_metrics=metrics_for_trainer(self.data[1], eval_rows),
         )
         self.run.train(self.last_stage, trainer)
 
@@ -202,6 +206,6 @@ class Distillation:
             data=self.data,
             lengths=lengths,
             vocabulary=compare_vocabularies(self.tokenizer, self.teacher_tokenizer),
-            teacher=(metric, score(self.data[1], self.teacher_logits)[metric], chance),
+            teacher=(metric, score(self.data[1], self.eval_rows, self.teacher_logits)[metric], chance),
             layers=self.objective.layer_map if self.objective is not None else (),
         )

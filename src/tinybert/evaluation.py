@@ -1,6 +1,7 @@
 """A model over labelled rows: its logits, its scores, and whether it knows anything at all."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,19 @@ import torch
 from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinybert.answers import best_answers, score_answers
 from tinybert.capture import capture, evaluating
+from tinybert.collation import MODEL_INPUTS, Collator
 from tinybert.data import TaskData, encode_texts
+from tinybert.entities import tag_metrics
+from tinybert.errors import InputError
 from tinybert.models import weights_digest
 from tinybert.tasks import compute_metrics
+from tinybert.token_rows import UNREAD
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+logger = logging.getLogger(__name__)
 
 
 def predict_logits(
@@ -34,6 +40,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Return a model's logits (rows, C) as float32, in the order of the rows.
 
+    Those of a head that reads each token are (tokens, C), the tokens of all rows one after another.
+
     Args:
         model: With a head; evaluated and left in the mode it came in.
         rows: Tokenised rows (``tinybert.data.tokenize``); batched by length.
@@ -43,17 +51,29 @@ def predict_logits(
         description: Of the progress bar.
     """
     order = np.argsort(rows["length"], kind="stable")[::-1]
-    inputs = rows.select(order).select_columns([name for name in _MODEL_INPUTS if name in rows.column_names])
-    loader = DataLoader(inputs, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
-    found = []
+    inputs = rows.select(order).select_columns([name for name in MODEL_INPUTS if name in rows.column_names])
+    loader = DataLoader(inputs, batch_size=batch_size, collate_fn=Collator(tokenizer))  # type: ignore[arg-type]
+    found: list[np.ndarray] = []
     with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         for batch in tqdm(loader, desc=description, leave=False, disable=None):
             states = capture(model, batch.to(model.device), states=False, scores=False)
-            found.append(states.logits.float().cpu().numpy())  # type: ignore[union-attr]
-    by_length = np.concatenate(found)
-    logits = np.empty_like(by_length)
-    logits[order] = by_length
-    return logits
+            logits: Any = states.logits
+            if logits.ndim == 2:
+                found.extend(logits.float().cpu().numpy())
+            else:
+                real = batch["attention_mask"].bool().cpu().numpy()
+                pairs = zip(logits.float().cpu().numpy(), real, strict=True)
+                found.extend(each[tokens] for each, tokens in pairs)
+    rows_found = [found[place] for place in np.argsort(order)]
+    return np.stack(rows_found) if rows_found[0].ndim == 1 else np.concatenate(rows_found)
+
+
+def logits_of_rows(logits: np.ndarray, rows: datasets.Dataset, chosen: np.ndarray) -> np.ndarray:
+    """Return what ``predict_logits`` would for some of the rows, by their places (int)."""
+    if len(logits) == len(rows):
+        return logits[chosen]
+    parts = np.split(logits, np.cumsum(np.asarray(rows["length"]))[:-1])
+    return np.concatenate([parts[place] for place in chosen])
 
 
 def class_probabilities(
@@ -70,8 +90,15 @@ def class_probabilities(
 
 
 def with_teacher_logits(rows: datasets.Dataset, logits: np.ndarray) -> datasets.Dataset:
-    """Return the rows with the teacher's logits (rows, C) as a column ``teacher_logits``."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), logits.shape[1])
+    """Return the rows with the teacher's logits as a column ``teacher_logits``, C or T * C numbers a row.
+
+    Args:
+        rows: Tokenised rows.
+        logits: (rows, C), or (tokens, C), of ``predict_logits``.
+    """
+    lengths = np.ones(len(rows), np.int64) if len(logits) == len(rows) else np.asarray(rows["length"])
+    ends = np.concatenate([[0], np.cumsum(lengths)]) * logits.shape[1]
+    column = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(logits.ravel()))
     return rows.add_column("teacher_logits", column)  # type: ignore[arg-type]
 
 
@@ -105,7 +132,7 @@ def cached_logits(
 
 def _fingerprint(rows: datasets.Dataset, model: PreTrainedModel, bf16: bool) -> str:
     digest = hashlib.blake2b(f"{weights_digest(model)} {bf16}".encode(), digest_size=16)
-    for name in _MODEL_INPUTS:
+    for name in MODEL_INPUTS:
         if name in rows.column_names:
             for chunk in rows.with_format("arrow")[:][name].chunks:
                 digest.update(chunk.flatten().to_numpy(zero_copy_only=False).tobytes())
@@ -113,13 +140,24 @@ def _fingerprint(rows: datasets.Dataset, model: PreTrainedModel, bf16: bool) -> 
     return digest.hexdigest()
 
 
-def _metrics(data: TaskData, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def score(data: TaskData, rows: datasets.Dataset, logits: np.ndarray) -> dict[str, float]:
+    """Return the task's metrics on labelled rows.
+
+    Args:
+        data: The rows.
+        rows: The same, tokenised.
+        logits: Of ``predict_logits``, for ``rows``.
+    """
+    if data.kind == "token_classification":
+        labels = np.concatenate([np.asarray(row) for row in rows["labels"]])
+        ends = np.cumsum(np.asarray(rows["length"]))[:-1]
+        lengths = [(row != UNREAD).sum() for row in np.split(labels, ends)]
+        read = labels != UNREAD
+        return tag_metrics(logits[read].argmax(1), labels[read], lengths, data.label_names)
+    if data.kind == "question_answering":
+        return score_answers(best_answers(data.rows, rows, logits), data.rows["answers"])
+    labels = np.asarray(data.rows["label"])
     return compute_metrics(data.kind, logits, labels, label_count=len(data.label_names) or None)
-
-
-def score(data: TaskData, logits: np.ndarray) -> dict[str, float]:
-    """Return the task's metrics for logits (rows, C) on labelled rows."""
-    return _metrics(data, logits, np.asarray(data.rows["label"]))
 
 
 def chance_level(data: TaskData) -> tuple[str, float]:
@@ -127,16 +165,75 @@ def chance_level(data: TaskData) -> tuple[str, float]:
 
     Classification: the accuracy of always answering the most frequent class. Regression: correlation 0.
     multi_label: the micro F1 of always answering with the most frequent labels, as many as serve it best.
+    token_classification: the score of giving every word the most frequent tag, or the most frequent that
+    begins an entity, whichever is better; question_answering: the F1 of answering with the whole context, or
+    never, likewise.
     """
     if data.kind == "regression":
         return "pearson", 0.0
     if data.kind == "multi_label":
         shares = np.sort(np.asarray(data.rows["label"]).mean(0))[::-1]
         return "f1_micro", float((2 * shares.cumsum() / (np.arange(1, len(shares) + 1) + shares.sum())).max())
+    if data.kind == "token_classification":
+        gold = np.concatenate([np.asarray(row) for row in data.rows["label"]])
+        counts = np.bincount(gold, minlength=len(data.label_names))
+        begins = np.array([name[0] in "BSU" for name in data.label_names])  # each word an entity of its own
+        lengths = [len(row) for row in data.rows["label"]]
+        scores = [
+            tag_metrics(np.full_like(gold, tag), gold, lengths, data.label_names)[data.metric]
+            for tag in {int(counts.argmax()), int((counts * begins).argmax())}
+        ]
+        return data.metric, max(scores)
+    if data.kind == "question_answering":
+        golds = data.rows["answers"]
+        constants = data.rows["context"], [""] * len(data.rows)
+        return "f1", max(score_answers(constant, golds)["f1"] for constant in constants)
     _, counts = np.unique(np.asarray(data.rows["label"]), return_counts=True)
     return "accuracy", float(counts.max() / counts.sum())
 
 
-def metrics_for_trainer(data: TaskData) -> Any:
-    """Return the ``compute_metrics`` function that a ``transformers.Trainer`` calls on an evaluation."""
-    return lambda prediction: _metrics(data, prediction.predictions, prediction.label_ids)
+def check_knowledge(model: str, data: TaskData, metrics: dict[str, float], *, force: bool) -> None:
+    """Check that a model, of which a student would learn, does better than chance.
+
+    Args:
+        model: What it is called.
+        data: The rows it was scored on.
+        metrics: Its scores.
+        force: Warn where it knows nothing, instead of raising.
+
+    Raises:
+        InputError: It does not.
+    """
+    metric, chance = chance_level(data)
+    if metrics[metric] > chance:
+        return
+    complaint = (
+        f"the teacher {model} is no better than chance on {data.source}: {metric} {metrics[metric]:.3f}, "
+        f"chance {chance:.3f}; check its label order and its fine-tuning"
+    )
+    if not force:
+        raise InputError(f"{complaint}, or add --force to go on")
+    logger.warning("%s (going on, as --force says)", complaint)
+
+
+def metrics_for_trainer(data: TaskData, rows: datasets.Dataset) -> Any:
+    """Return the ``compute_metrics`` function that a ``transformers.Trainer`` calls on an evaluation.
+
+    Args:
+        data: The eval rows.
+        rows: The same, tokenised.
+    """
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        if data.kind == "token_classification":
+            read = labels != UNREAD
+            return tag_metrics(logits[read].argmax(1), labels[read], read.sum(1), data.label_names)
+        if data.kind == "question_answering":
+            # (windows, T, 2), from transformers' own heads as two times (windows, T); padded at the end.
+            both = np.stack(logits[:2], axis=-1) if isinstance(logits, tuple) else logits
+            flat = np.concatenate([each[:length] for each, length in zip(both, rows["length"], strict=True)])
+            return score(data, rows, flat)
+        return compute_metrics(data.kind, logits, labels, label_count=len(data.label_names) or None)
+
+    return metrics

@@ -25,7 +25,7 @@ from tinybert.errors import InputError, Rejected, one_line
 from tinybert.evaluation import score
 from tinybert.first_token import FirstToken, reads_first_token
 from tinybert.quantize import needs_reduced_range, quantize
-from tinybert.rows import checked_length, classes
+from tinybert.rows import checked_length
 from tinybert.sessions import FOLDER, FP32, INT8, MISSING, Run, open_session, runner, session_logits
 
 TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output
@@ -359,7 +359,7 @@ def _check_rows(
     name = type(model).__name__
     if not name.endswith(_SCORED):
         raise InputError(f"--check scores classifiers, and {arguments.model} is a {name}: leave it out")
-    kind, names = classes(model)
+    kind, names = models.task_of(model)
     length = checked_length(arguments.max_length, model)
     data = load_data(
         str(arguments.check),
@@ -387,4 +387,4 @@ def _real_batches(
 
 def _score(run: Run, rows: tuple[TaskData, datasets.Dataset], tokenizer: PreTrainedTokenizerBase) -> float:
     data, tokens = rows
-    return score(data, session_logits(run, tokens, tokenizer))[data.metric]
+    return score(data, tokens, session_logits(run, tokens, tokenizer))[data.metric]

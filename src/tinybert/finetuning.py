@@ -1,16 +1,17 @@
 """One fine-tuning whose input has been opened and checked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tinybert import models
+from tinybert.collation import Collator
 from tinybert.data import TaskData, tokenize
 from tinybert.errors import InputError
 from tinybert.evaluation import metrics_for_trainer
 from tinybert.preflight import Preflight, check_ids, measure_lengths, row_lines
-from tinybert.rows import DataArguments, checked_length, load_rows
+from tinybert.rows import DataArguments, load_rows, row_length
 from tinybert.run_directory import Run
 from tinybert.training import EncoderTrainer, TrainingConfig, plan_stage
 
@@ -53,8 +54,8 @@ class FineTuning:
             args=self.run.stage_config("finetune", self.config, best=self.data[0].metric),
             train_dataset=self.train_rows,
             eval_dataset=self.eval_rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            compute_metrics=metrics_for_trainer(self.data[0]),
+            data_collator=Collator(self.tokenizer, self.data[0].kind),
+            compute_metrics=metrics_for_trainer(self.data[1], self.eval_rows),
         )
         self.run.train("finetune", trainer)
 
@@ -83,13 +84,14 @@ def prepare_finetuning(arguments: FinetuneArguments, config: TrainingConfig) -> 
             f"--num_train_epochs is {config.num_train_epochs}, so nothing would be trained: give more than 0"
         )
     run = Run(config, arguments, inputs=[arguments.model, arguments.train, arguments.eval])
-    tokenizer = models.open_tokenizer(arguments.model)
     data = load_rows(arguments)
+    kind = data[0].kind
+    tokenizer = models.open_tokenizer(arguments.model, kind=kind)
     set_seed(config.seed)
-    is_multi_label = data[0].kind == "multi_label"
-    model = models.new_classifier(arguments.model, data[0].label_names, is_multi_label=is_multi_label)
-    max_length = checked_length(arguments.max_length, model)
-    rows = [tokenize(part, tokenizer, max_length) for part in data]
+    model = models.new_task_model(arguments.model, kind, data[0].label_names)
+    max_length = row_length(arguments.max_length, kind, model)
+    run.arguments = replace(arguments, max_length=max_length)
+    rows = [tokenize(part, tokenizer, max_length, arguments.stride) for part in data]
     for part in rows:
         check_ids("model", model, part)
     return FineTuning(run, config, model, tokenizer, max_length, data, *rows)

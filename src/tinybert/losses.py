@@ -35,7 +35,8 @@ class States:
         queries: Each layer's queries before scaling: L tensors (B, h, T, d_k).
         keys: Each layer's keys, shaped alike.
         scaling: Each layer's factor on the query-key products, usually 1 / sqrt(d_k).
-        logits: The head's output (B, C), or (N, V) at N masked places; None where only the encoder ran.
+        logits: The head's output: (B, C), or (B, T, C) where it reads each token (C = 2, start and end, of
+            question answering), or (N, V) at N masked places; None where only the encoder ran.
     """
 
     hidden: tuple[Tensor, ...] = ()

@@ -93,9 +93,7 @@ def model_card(record: Mapping[str, Any], lines: Sequence[Line], name: str, arch
 ## Use
 
 ```python
-from transformers import pipeline
-
-model = pipeline("{task}", model={json.dumps(name)})
+{_usage(task, json.dumps(name))}
 ```
 
 ## Limits
@@ -113,6 +111,17 @@ model = pipeline("{task}", model={json.dumps(name)})
 Versions, seeds, all arguments, losses of every stage and fingerprints of the data: `run.json`.
 """
     return text + _MARK.format(digest=_digest(text))
+
+
+def _usage(task: str, name: str) -> str:
+    """Return code that opens a model; transformers 5 has no pipeline for questions on a text."""
+    if task == "question-answering":
+        return (
+            "from transformers import AutoModelForQuestionAnswering, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({name})\n"
+            f"model = AutoModelForQuestionAnswering.from_pretrained({name})"
+        )
+    return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model={name})'
 
 
 def is_unedited(card: str) -> bool:

@@ -16,7 +16,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     PreTrainedConfig,
@@ -26,8 +28,24 @@ from transformers import (
 
 from tinybert.anatomy import first_position
 from tinybert.errors import InputError, one_line
+from tinybert.tasks import Kind
 
-_CLASSIFIER = "ForSequenceClassification"
+_PROBLEMS: dict[Kind, Any] = {
+    "classification": "single_label_classification",
+    "regression": "regression",
+    "multi_label": "multi_label_classification",
+}
+_SEQUENCE = "ForSequenceClassification"
+_ENDINGS: dict[Kind, str] = {
+    "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+}
+# How the class of a fine-tuned model ends, and what opens it.
+_HEADS = {
+    _SEQUENCE: AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
 _BERT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _PROJECTION = re.compile(r"fit_dense(s\.\d+)?\.weight")
 
@@ -82,8 +100,13 @@ def open_config(source: str) -> PreTrainedConfig:
     return config
 
 
-def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def open_tokenizer(source: str, *, kind: Kind | None = None) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer; where there is but a ``vocab.txt``, its pieces tell whether it has upper case.
+
+    Args:
+        source: A folder or a hub name.
+        kind: What it is for. Where pieces hold the space before them (RoBERTa), one is put before each word
+            of token_classification, which come in lists: otherwise they would run into one another.
 
     Raises:
         InputError: The folder has none, or it cannot be read.
@@ -97,6 +120,23 @@ def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise InputError(f"cannot load the tokenizer of {source}: {one_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{source} has no tokenizer: copy tokenizer.json or vocab.txt into the folder")
+    return _spaced(tokenizer, source, config) if kind == "token_classification" else tokenizer
+
+
+def _spaced(
+    tokenizer: PreTrainedTokenizerBase, source: str, config: PreTrainedConfig
+) -> PreTrainedTokenizerBase:
+    def runs_together(tokenizer: Any) -> bool:
+        return "ByteLevel(add_prefix_space=False" in str(tokenizer.backend_tokenizer.pre_tokenizer)
+
+    if runs_together(tokenizer):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=config, trust_remote_code=False, add_prefix_space=True
+        )
+        if runs_together(tokenizer):
+            raise InputError(
+                f"the tokenizer of {source} puts no space before words: save it with add_prefix_space=True"
+            )
     return tokenizer
 
 
@@ -158,15 +198,29 @@ def open_classifier(source: str) -> PreTrainedModel:
     Raises:
         InputError: The model has no such head.
     """
+    return _open_head(source, (_SEQUENCE,))
+
+
+def open_task_model(source: str) -> PreTrainedModel:
+    """Load a fine-tuned model of any kind of task with its head, in float32.
+
+    Raises:
+        InputError: The model has no head of a kind that is known.
+    """
+    return _open_head(source, tuple(_HEADS))
+
+
+def _open_head(source: str, allowed: tuple[str, ...]) -> PreTrainedModel:
     config = open_config(source)
     architectures = config.architectures or []
-    if not any(name.endswith(_CLASSIFIER) for name in architectures):
-        found = ", ".join(architectures) or "no architecture"
-        raise InputError(
-            f"{source} has no classification head ({found}): fine-tune it first, "
-            f"tinybert finetune --model {source} ..."
-        )
-    return _load(AutoModelForSequenceClassification, source, config)
+    for ending in allowed:
+        if any(name.endswith(ending) for name in architectures):
+            return _load(_HEADS[ending], source, config)
+    found = ", ".join(architectures) or "no architecture"
+    raise InputError(
+        f"{source} has no classification head ({found}): fine-tune it first, "
+        f"tinybert finetune --model {source} ..."
+    )
 
 
 def open_masked_lm(source: str) -> PreTrainedModel:
@@ -195,17 +249,34 @@ def open_whole(source: str) -> PreTrainedModel:
     return _load(model_class, source, config, whole=True)
 
 
-def new_classifier(
-    source: str, label_names: tuple[str, ...], *, is_multi_label: bool = False
-) -> PreTrainedModel:
-    """Load an encoder under a new head: one score without label names, else a logit for each name."""
+def new_task_model(source: str, kind: Kind, label_names: tuple[str, ...]) -> PreTrainedModel:
+    """Load an encoder under a new head.
+
+    Args:
+        source: A folder or a hub name.
+        kind: What the head is for.
+        label_names: A logit for each; one for a score where there are none, two for the start and the end of
+            an answer.
+    """
     config = open_config(source)
-    config.id2label = dict(enumerate(label_names or ("score",)))
-    config.label2id = {name: index for index, name in config.id2label.items()}
-    config.problem_type = "single_label_classification" if label_names else "regression"
-    if is_multi_label:
-        config.problem_type = "multi_label_classification"
-    return _load(AutoModelForSequenceClassification, source, config, ignore_mismatched_sizes=True)
+    if kind == "question_answering":
+        config.num_labels = 2
+    else:
+        config.id2label = dict(enumerate(label_names or ("score",)))
+        config.label2id = {name: index for index, name in config.id2label.items()}
+    config.problem_type = _PROBLEMS.get(kind)
+    return _load(_HEADS[_ENDINGS.get(kind, _SEQUENCE)], source, config, ignore_mismatched_sizes=True)
+
+
+def task_of(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
+    """Return what a fine-tuned model does, and its class names."""
+    names = label_names(model.config)
+    for kind, ending in _ENDINGS.items():
+        if type(model).__name__.endswith(ending):
+            return kind, (names if kind == "token_classification" else ())
+    if model.config.problem_type == "multi_label_classification":
+        return "multi_label", names
+    return ("classification" if names else "regression"), names
 
 
 def read_projections(source: str, layers: int) -> list[Tensor] | None:

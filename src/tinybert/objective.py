@@ -24,7 +24,7 @@ from tinybert.losses import (
     soft_label_loss,
 )
 
-Kind = Literal["classification", "regression", "multi_label"]
+Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class DistillationLoss(nn.Module):
         teacher_hidden_size: d.
         layer_map: g(1), ..., g(M), counted from 1 (``tinybert.mapping.layer_map``).
         weights: The lambdas.
-        kind: What the logits are: class scores, one regression score, or a score for each of several labels.
+        kind: What the logits are: class scores, one regression score, a score for each of several labels,
+            class scores of each token, of which those with a label count, or scores of each token as the
+            start and as the end of an answer, of which those of real tokens count.
         temperature: t of equation 10.
         padding: See ``attention_loss``.
         relation_heads: See ``attention_loss``: given, or where the models' numbers of heads differ, the
@@ -154,7 +156,11 @@ class DistillationLoss(nn.Module):
     def counts(self, batch: Mapping[str, Tensor]) -> Counts:
         """Count what the parts of a batch are divided by."""
         mask = batch["attention_mask"]
-        return Counts.of(mask if self.padding == "real" else torch.ones_like(mask))
+        counts = Counts.of(mask if self.padding == "real" else torch.ones_like(mask))
+        if self.reads_logits and self.kind == "token_classification":
+            labelled = _labelled(batch.get("labels")).sum()
+            counts = counts._replace(examples=labelled.to(counts.examples.dtype).clamp_min(1))
+        return counts
 
     def denominator(self, part: str, counts: Counts) -> Tensor:
         """Return what a part was divided by, so that means over batches can be means over entries."""
@@ -203,10 +209,12 @@ class DistillationLoss(nn.Module):
             student: States of the student: M + 1 hidden states.
             teacher: States of the teacher, of all layers up to g(M) at least.
             attention_mask: (B, T), 1 = real token.
-            labels: Gold class ids or scores (B,); read by ``gold`` only.
+            labels: Gold class ids or scores (B,), first and last tokens of answers (B, 2), read by ``gold``
+                only; or class ids of tokens (B, T), -100 where none is, which say what ``prediction`` reads.
             counts: What to divide by; this batch's own counts unless given.
         """
-        counts = counts or Counts.of(attention_mask)
+        labelled = {} if labels is None else {"labels": labels}
+        counts = counts or self.counts({"attention_mask": attention_mask} | labelled)
         parts: dict[str, Tensor] = {}
         for m, g in enumerate((0, *self.layer_map)):
             if str(m) in self.projections:
@@ -232,8 +240,34 @@ class DistillationLoss(nn.Module):
                     padding=self.padding,
                 )
         if self.reads_logits:
-            parts |= self._prediction_parts(student.logits, teacher.logits, labels, counts.examples)
+            rows = self._rows(student.logits, teacher.logits, labels, attention_mask, counts.examples)
+            parts |= self._prediction_parts(*rows)
         return parts
+
+    def _rows(
+        self, student_logits: Any, teacher_logits: Any, labels: Any, attention_mask: Tensor, examples: Tensor
+    ) -> tuple[Any, Any, Any, Tensor]:
+        """Return logits (N, C) twice, labels (N,) and their number, where tokens have logits of their own.
+
+        Each token with a label is an example. Of answers, the start is one and the end another; the classes
+        are the real tokens of the window.
+        """
+
+        def rows(of_tokens: Tensor | None) -> Tensor | None:
+            if of_tokens is None:
+                return None
+            if self.kind == "token_classification":
+                return of_tokens[_labelled(labels)]
+            # Not the least number there is: divided by a temperature it must stay one.
+            ends = of_tokens.float().transpose(1, 2).masked_fill(attention_mask[:, None] == 0, -1e9)
+            return ends.flatten(0, 1)
+
+        if self.kind == "token_classification":
+            return rows(student_logits), rows(teacher_logits), labels[_labelled(labels)], examples
+        if self.kind == "question_answering":
+            gold = None if labels is None else labels.flatten()
+            return rows(student_logits), rows(teacher_logits), gold, 2 * examples
+        return student_logits, teacher_logits, labels, examples
 
     def _prediction_parts(
         self, student_logits: Any, teacher_logits: Any, labels: Any, examples: Tensor
@@ -260,3 +294,10 @@ class DistillationLoss(nn.Module):
             gold_loss: Any = gold_losses.get(self.kind, gold_label_loss)
             parts["gold"] = gold_loss(student_logits, labels, examples=examples)
         return parts
+
+
+def _labelled(labels: Tensor | None) -> Tensor:
+    """Return where tokens have a label (B, T)."""
+    if labels is None:
+        raise InputError("the tokens have no labels, which say where a word begins: give labelled rows")
+    return labels != -100

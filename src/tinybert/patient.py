@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinybert.collation import PER_TOKEN
 from tinybert.errors import InputError
 from tinybert.losses import Counts, Padding, States
 from tinybert.objective import DistillationLoss, Kind, LossWeights
@@ -84,6 +85,10 @@ class PatientLoss(DistillationLoss):
         """Create a projection a layer where the widths differ."""
         if not 0 <= alpha <= 1:
             raise InputError(f"--pkd_alpha is a share: it must be from 0 to 1, got {alpha}")
+        if kind in PER_TOKEN:
+            raise InputError(
+                f"PKD compares states of first tokens, which do not do {kind}: take --baseline soft_labels"
+            )
         if beta <= 0:
             raise InputError(f"--pkd_beta must be above 0, got {beta}: without it nothing of PKD is left")
         if len(layer_map) < 2:

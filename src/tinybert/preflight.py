@@ -149,7 +149,13 @@ class Preflight:
         if train.kind == "regression":
             scores = np.asarray(train.rows["label"])
             return [f"scores from {scores.min():g} to {scores.max():g}, mean {scores.mean():.2f}"]
-        totals = len(train.rows), len(held_out.rows)
+        if train.kind == "question_answering":
+            without = (sum(not golds for golds in some.rows["answers"]) for some in (train, held_out))
+            return [" and ".join(f"{count:,}" for count in without) + " questions without an answer"]
+        totals = [
+            sum(map(len, some.rows["label"])) if train.kind == "token_classification" else len(some.rows)
+            for some in (train, held_out)
+        ]
         owner = "teacher's" if self.teacher else "model's"
         cells: list[tuple[str, ...]] = [
             (f"{owner} id", f"{owner} name", "in the rows", "to train on", "to choose by")
@@ -229,7 +235,7 @@ def label_rows(
         text_columns: As they were read.
         label_column: Likewise.
     """
-    if data[0].kind == "regression":
+    if not data[0].label_names:
         return ()
     spelled: dict[int, set[str]] = {}
     if data[0].kind == "classification":
@@ -244,6 +250,8 @@ def label_rows(
 
 
 def _counts(data: TaskData) -> np.ndarray:
+    if data.kind == "token_classification":
+        return np.bincount(np.concatenate(data.rows["label"][:]), minlength=len(data.label_names))
     labels = np.asarray(data.rows["label"])
     if data.kind == "multi_label":
         return labels.sum(0).astype(int)
@@ -285,7 +293,7 @@ def measure_lengths(
     """
     lengths = np.asarray(rows["length"])
     full = np.flatnonzero(lengths >= max_length)
-    if len(full):
+    if len(full) and data.kind != "question_answering":  # of which windows read all
         sampled = np.random.Generator(np.random.PCG64(0)).permutation(full)[:_SAMPLED_ROWS]
         # Another tokenizer object: how this one cuts is a part of it, and is saved with the student.
         whole = tokenize(replace(data, rows=data.rows.select(sampled)), copy.deepcopy(tokenizer), _UNLIMITED)

@@ -30,7 +30,7 @@ from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_te
 from tinybert.errors import InputError
 from tinybert.model_card import pipeline_task
 from tinybert.neurons import check_neurons, cut_neurons
-from tinybert.rows import checked_length, classes, provenance
+from tinybert.rows import checked_length, provenance
 from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
 from tinybert.stages import EvaluateArguments, evaluate
 from tinybert.student import CALIBRATION_TOKENS, padded_batches
@@ -225,7 +225,7 @@ def _sample(arguments: PruneArguments) -> list[tuple[str, str | None]]:
 
 def _labelled(arguments: PruneArguments, model: PreTrainedModel) -> TaskData:
     """Read the labelled rows; ``evaluate`` reads them again, as it would for anyone."""
-    kind, names = classes(model)
+    kind, names = models.task_of(model)
     return load_data(
         str(arguments.data),
         split="validation",

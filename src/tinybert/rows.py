@@ -10,13 +10,20 @@ from tinybert.data import TaskData, load_data
 from tinybert.errors import InputError
 from tinybert.tasks import Kind
 
+MAX_LENGTH_HELP = "Word pieces a row, special ones included: 128, or 384 for questions, unless given."
+STRIDE_HELP = (
+    "Word pieces by which windows of a question's context overlap; a third of max_length unless given."
+)
+
 
 @dataclass
 class DataArguments:
     """Which rows, and how they are read."""
 
     train: str = field(
-        metadata={"help": "Training rows: CSV, TSV, JSON(L), Parquet, a GLUE folder or a hub name."}
+        metadata={
+            "help": "Training rows: CSV, TSV, JSON(L), Parquet, CoNLL, SQuAD, a GLUE folder or a hub name."
+        }
     )
     eval: str = field(metadata={"help": "Rows that choose the checkpoint, in the same form."})
     text_columns: list[str] | None = field(
@@ -31,9 +38,13 @@ class DataArguments:
     )
     kind: Kind | None = field(
         default=None,
-        metadata={"help": "classification, regression or multi_label; told by the labels unless given."},
+        metadata={
+            "help": "classification, regression, multi_label, token_classification or question_answering; "
+            "told by the teacher or the rows unless given."
+        },
     )
-    max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
+    max_length: int | None = field(default=None, metadata={"help": MAX_LENGTH_HELP})
+    stride: int | None = field(default=None, metadata={"help": STRIDE_HELP})
 
 
 def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) -> tuple[TaskData, TaskData]:
@@ -42,7 +53,7 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     Raises:
         InputError: See ``load_data``; or one class only, or another kind of task than the teacher's.
     """
-    kind, names = classes(teacher) if teacher is not None else (arguments.kind, ())
+    kind, names = models.task_of(teacher) if teacher is not None else (arguments.kind, ())
     if arguments.kind not in (None, kind):
         raise InputError(f"the teacher does {kind}, but --kind {arguments.kind} was given: leave it out")
     columns: dict[str, Any] = {
@@ -52,7 +63,7 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     }
     train = load_data(arguments.train, split="train", kind=kind, label_names=names or None, **columns)
     names = train.label_names
-    if train.kind == "classification" and len(names) < 2:
+    if train.kind in ("classification", "token_classification") and len(names) < 2:
         raise InputError(f"{arguments.train} has one class only, {names[0]!r}: there is nothing to learn")
     held_out = load_data(
         arguments.eval, split="validation", kind=train.kind, label_names=names or None, **columns
@@ -60,12 +71,16 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     return train, held_out
 
 
-def classes(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
-    """Return what a fine-tuned model does, and its class names."""
-    names = models.label_names(model.config)
-    if model.config.problem_type == "multi_label_classification":
-        return "multi_label", names
-    return ("classification" if names else "regression"), names
+def row_length(max_length: int | None, kind: Kind, *readers: PreTrainedModel) -> int:
+    """Return the tokens a row may have: those asked for, else what suits the kind of task and the models.
+
+    Raises:
+        InputError: A model has not that many positions.
+    """
+    if max_length is None:
+        usual = 384 if kind == "question_answering" else 128
+        return min(usual, *(models.positions_of(reader.config) for reader in readers))
+    return checked_length(max_length, *readers)
 
 
 def checked_length(max_length: int, *readers: PreTrainedModel) -> int:

@@ -22,7 +22,7 @@ from tinybert.evidence import attention_maps, disagreements, error_of_difference
 from tinybert.mapping import layer_map
 from tinybert.model_card import is_unedited, model_card
 from tinybert.report import render
-from tinybert.rows import checked_length, classes
+from tinybert.rows import row_length
 from tinybert.run_directory import PAGE, Figures, Result, Run, file_size, write_whole
 from tinybert.served import onnx_lines, onnx_logits, with_latencies
 from tinybert.summary import (
@@ -73,15 +73,17 @@ class Comparison:
 
     Attributes:
         data: The rows, labelled.
+        rows: The same, tokenised; where a token has logits of its own, both models have the same tokens.
         teacher: The teacher.
         student: The student.
         tokenizers: The teacher's and the student's, mostly the same.
-        teacher_logits: (rows, C).
-        student_logits: (rows, C).
+        teacher_logits: Of ``predict_logits``.
+        student_logits: Likewise.
         is_part: Whether the rows are only some of those the record's scores are from.
     """
 
     data: TaskData
+    rows: Dataset
     teacher: PreTrainedModel
     student: PreTrainedModel
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
@@ -135,7 +137,13 @@ def publish(
         made_by: What the student is called in tables.
     """
     figures = tuple(
-        Figures(name, score(compared.data, logits), model.num_parameters(), file_size(model), seconds)
+        Figures(
+            name,
+            score(compared.data, compared.rows, logits),
+            model.num_parameters(),
+            file_size(model),
+            seconds,
+        )
         for name, model, logits, seconds in (
             ("teacher", compared.teacher, compared.teacher_logits, None),
             (made_by, compared.student, compared.student_logits, run.seconds()),
@@ -266,10 +274,11 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     wrong = misfit(arguments, _ROWS, "it")
     if wrong:
         raise InputError(f"the arguments in run.json are damaged ({wrong}).")
-    teacher = models.open_classifier(arguments["teacher"])
-    student = models.open_classifier(str(folder))
-    tokenizers = models.open_tokenizer(arguments["teacher"]), models.open_tokenizer(str(folder))
-    kind, names = classes(student)
+    teacher, student = (models.open_task_model(source) for source in (arguments["teacher"], str(folder)))
+    kind, names = models.task_of(student)
+    teacher_tokenizer, tokenizer = (
+        models.open_tokenizer(source, kind=kind) for source in (arguments["teacher"], str(folder))
+    )
     columns = {name: arguments[name] for name in ("text_columns", "label_column", "label_columns")}
     data = load_data(arguments["eval"], split="validation", kind=kind, label_names=names or None, **columns)
     if data.fingerprint != record["data"].get("eval", {}).get("fingerprint"):
@@ -277,12 +286,12 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     is_part = len(data.rows) > MOST_EVAL_ROWS
     if is_part:
         data = replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS)))
-    max_length = checked_length(arguments["max_length"], teacher, student)
-    teacher_logits, student_logits = (
-        predict_logits(model, tokenize(data, tokenizer, max_length), tokenizer, description=name)
-        for name, model, tokenizer in zip(("Teacher", "Student"), (teacher, student), tokenizers, strict=True)
-    )
-    return Comparison(data, teacher, student, tokenizers, teacher_logits, student_logits, is_part)
+    max_length = row_length(arguments["max_length"], kind, teacher, student)
+    tokenizers = teacher_tokenizer, tokenizer
+    teacher_rows, rows = (tokenize(data, each, max_length, arguments.get("stride")) for each in tokenizers)
+    teacher_logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
+    logits = predict_logits(student, rows, tokenizer, description="Student")
+    return Comparison(data, rows, teacher, student, tokenizers, teacher_logits, logits, is_part)
 
 
 def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[str, Any]:

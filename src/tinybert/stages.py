@@ -9,14 +9,15 @@ from tinybert import models
 from tinybert.augment import AugmentSettings
 from tinybert.augment_files import AugmentArguments, AugmentJob
 from tinybert.baselines import BaselineArguments, last_objective, settle_baseline
+from tinybert.collation import PER_TOKEN
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.distillation import Distillation
 from tinybert.errors import InputError
-from tinybert.evaluation import chance_level, predict_logits, score
+from tinybert.evaluation import check_knowledge, predict_logits, score
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
 from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
 from tinybert.rehearsal import few_eval_rows, few_train_rows, rehearsal
-from tinybert.rows import DataArguments, checked_length, classes, load_rows, provenance
+from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, DataArguments, load_rows, provenance, row_length
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
 from tinybert.student import StudentArguments, begin_student, tokenizer_of_student
@@ -83,7 +84,8 @@ class EvaluateArguments:
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "Columns of 0 and 1, a label each."}
     )
-    max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
+    max_length: int | None = field(default=None, metadata={"help": MAX_LENGTH_HELP})
+    stride: int | None = field(default=None, metadata={"help": STRIDE_HELP})
     batch_size: int = field(default=64, metadata={"help": "Rows a forward pass."})
 
 
@@ -102,7 +104,7 @@ def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
     job.train()
     train, held_out = job.data
     logits = predict_logits(job.model, job.eval_rows, job.tokenizer, description="Evaluating")
-    metrics = score(held_out, logits)
+    metrics = score(held_out, job.eval_rows, logits)
     figures = Figures("model", metrics, job.model.num_parameters(), file_size(job.model), job.run.seconds())
     data = provenance(train=train, eval=held_out)
     return job.run.finish(job.model, job.tokenizer, train.metric, (figures,), data)
@@ -139,7 +141,7 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     """
     job = _prepare_distillation(arguments, config)
     train, held_out = job.data
-    taught_on = _TaughtRows(arguments, config, train)
+    taught_on = _TaughtRows(arguments, config, train, job.max_length)
     _announce(job.run, job.taught_on(taught_on.known()).preflight(copies=taught_on.copies))
     job.run.claim()
     taught = taught_on.rows(job.run.folder)
@@ -151,7 +153,9 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     data = provenance(train=train, eval=held_out) | ({} if taught is train else provenance(augmented=taught))
     logits = predict_logits(job.student, job.eval_rows, job.tokenizer, description="Student")
     tokenizers = (job.teacher_tokenizer, job.tokenizer)
-    compared = Comparison(held_out, job.teacher, job.student, tokenizers, job.teacher_logits, logits)
+    compared = Comparison(
+        held_out, job.eval_rows, job.teacher, job.student, tokenizers, job.teacher_logits, logits
+    )
     return publish(job.run, compared, train.metric, data, made_by=arguments.made_by)
 
 
@@ -162,7 +166,7 @@ def preflight_distill(arguments: DistillArguments, config: DistillationConfig) -
         InputError: As ``distill_task`` does before it trains.
     """
     job = _prepare_distillation(arguments, config)
-    taught_on = _TaughtRows(arguments, config, job.data[0])
+    taught_on = _TaughtRows(arguments, config, job.data[0], job.max_length)
     job = job.taught_on(taught_on.known())
     found = job.preflight(copies=taught_on.copies)
     rows = few_train_rows(config, job.train_rows["length"])
@@ -202,26 +206,29 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
     run = Run(config, arguments, inputs=filter(None, inputs))
     arguments, config = settle_baseline(arguments, config)
     intermediate, prediction = _stage_configs(arguments, config)
-    teacher = models.open_classifier(arguments.teacher)
-    teacher_tokenizer = models.open_tokenizer(arguments.teacher)
-    compares_tokens = bool(arguments.intermediate_epochs) or arguments.baseline == "pkd"
+    teacher = models.open_task_model(arguments.teacher)
+    kind, names = models.task_of(teacher)
+    teacher_tokenizer = models.open_tokenizer(arguments.teacher, kind=kind)
+    compares_tokens = bool(arguments.intermediate_epochs) or arguments.baseline == "pkd" or kind in PER_TOKEN
     tokenizer = tokenizer_of_student(arguments, teacher_tokenizer, compares_tokens=compares_tokens)
     train, held_out = load_rows(arguments, teacher)
-    names = models.label_names(teacher.config)
     student = begin_student(
         arguments,
         teacher,
-        lambda source: models.new_classifier(source, names, is_multi_label=train.kind == "multi_label"),
+        lambda source: models.new_task_model(source, kind, names),
         layer_map=config.mapping_strategy(),
         seed=config.seed,
     )
-    max_length = checked_length(arguments.max_length, teacher, student)
-    rows, eval_rows = (tokenize(data, tokenizer, max_length) for data in (train, held_out))
-    teacher_rows = tokenize(held_out, teacher_tokenizer, max_length)  # mostly the same, from the cache
+    max_length = row_length(arguments.max_length, kind, teacher, student)
+    run.arguments = replace(run.arguments, max_length=max_length)
+    cut = max_length, arguments.stride
+    rows, eval_rows = (tokenize(data, tokenizer, *cut) for data in (train, held_out))
+    teacher_rows = tokenize(held_out, teacher_tokenizer, *cut)  # mostly the same, from the cache
     for name, model, checked in (("student", student, rows), ("teacher", teacher, teacher_rows)):
         check_ids(name, model, checked)
     logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
-    _check_teacher(arguments, held_out, score(held_out, logits))
+    metrics = score(held_out, teacher_rows, logits)
+    check_knowledge(arguments.teacher, held_out, metrics, force=arguments.force)
     return Distillation(
         run=run,
         teacher=teacher,
@@ -229,6 +236,7 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
         teacher_tokenizer=teacher_tokenizer,
         tokenizer=tokenizer,
         max_length=max_length,
+        stride=arguments.stride,
         data=(train, held_out),
         calibration=rows,
         teacher_rows=rows,
@@ -239,7 +247,7 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
         intermediate_config=intermediate,
         prediction_config=prediction,
         objective=intermediate.objective(student, teacher) if arguments.intermediate_epochs else None,
-        prediction_objective=last_objective(arguments, prediction, student, teacher, train.kind),
+        prediction_objective=last_objective(arguments, prediction, student, teacher, kind),
         last_stage=arguments.baseline or "prediction",
     )
 
@@ -247,15 +255,22 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
 class _TaughtRows:
     """The rows a student is taught on: those given, or augmented ones; bad input is found when it is made."""
 
-    def __init__(self, arguments: DistillArguments, config: DistillationConfig, train: TaskData) -> None:
+    def __init__(
+        self, arguments: DistillArguments, config: DistillationConfig, train: TaskData, max_length: int
+    ) -> None:
         self._arguments, self._train = arguments, train
+        if (arguments.augment or arguments.augmented) and train.kind in PER_TOKEN:
+            raise InputError(
+                f"augmentation exchanges words of texts and of pairs, and the task is {train.kind}: leave "
+                "--augment and --augmented out"
+            )
         self._ready = None if arguments.augmented is None else self._load(arguments.augmented)
         self._job = None
         if arguments.augment:
             names = {entry.name for entry in fields(AugmentArguments)} & {
                 entry.name for entry in fields(arguments)
             }
-            settings = {name: getattr(arguments, name) for name in names}
+            settings = {name: getattr(arguments, name) for name in names} | {"max_length": max_length}
             self._job = AugmentJob(
                 AugmentArguments(
                     **settings, data=arguments.train, output="augmented.parquet", seed=config.seed
@@ -300,9 +315,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     Raises:
         InputError: The model or the rows cannot be read, or their labels do not fit.
     """
-    model = models.open_classifier(arguments.model)
-    tokenizer = models.open_tokenizer(arguments.model)
-    kind, names = classes(model)
+    model = models.open_task_model(arguments.model)
+    kind, names = models.task_of(model)
+    tokenizer = models.open_tokenizer(arguments.model, kind=kind)
     rows = load_data(
         arguments.data,
         split="validation",
@@ -312,8 +327,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
         kind=kind,
         label_names=names or None,
     )
-    tokens = tokenize(rows, tokenizer, checked_length(arguments.max_length, model))
-    return score(rows, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
+    max_length = row_length(arguments.max_length, kind, model)
+    tokens = tokenize(rows, tokenizer, max_length, arguments.stride)
+    return score(rows, tokens, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
 
 
 def _stage_configs(
@@ -340,16 +356,3 @@ def _stage_configs(
         attention_weight=0.0,
     )
     return intermediate, prediction
-
-
-def _check_teacher(arguments: DistillArguments, data: TaskData, metrics: dict[str, float]) -> None:
-    metric, chance = chance_level(data)
-    if metrics[metric] > chance:
-        return
-    complaint = (
-        f"the teacher {arguments.teacher} is no better than chance on {arguments.eval}: {metric} "
-        f"{metrics[metric]:.3f}, chance {chance:.3f}; check its label order and its fine-tuning"
-    )
-    if not arguments.force:
-        raise InputError(f"{complaint}, or add --force to go on")
-    logger.warning("%s (going on, as --force says)", complaint)

@@ -23,6 +23,7 @@ from transformers import (
 from tinybert import models
 from tinybert.capture import capture, evaluating
 from tinybert.closed_form import Batches, check_solvable, solve_student
+from tinybert.collation import MODEL_INPUTS
 from tinybert.errors import InputError
 from tinybert.mapping import layer_map as map_layers
 from tinybert.moments import Moments
@@ -93,9 +94,9 @@ def tokenizer_of_student(
         return teacher
     if compares_tokens:
         raise InputError(
-            f"student and teacher have {difference}, and their states are compared token by token: take a "
-            "student with the teacher's tokenizer, let tinybert build one, or distil predictions alone "
-            "(tinybert distill --intermediate_epochs 0)"
+            f"student and teacher have {difference}, and are compared token by token: take a student "
+            "with the teacher's tokenizer, let tinybert build one or, where a label is one of a whole text, "
+            "distil predictions alone (tinybert distill --intermediate_epochs 0)"
         )
     return own
 
@@ -261,7 +262,7 @@ def calibration_rows(rows: Dataset, *, seed: int) -> list[Mapping[str, list[int]
     """Draw tokenised rows at random, about ``CALIBRATION_TOKENS`` tokens of them, without their labels."""
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
     enough = np.searchsorted(np.cumsum(np.asarray(rows["length"])[order]), CALIBRATION_TOKENS) + 1
-    inputs = [name for name in rows.column_names if name not in ("labels", "length")]
+    inputs = [name for name in MODEL_INPUTS if name in rows.column_names]
     return rows.select(order[:enough]).select_columns(inputs).to_list()
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from tinybert.errors import InputError
 
-Kind = Literal["classification", "regression", "multi_label"]
+Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
 
 
 @dataclass(frozen=True)
@@ -236,18 +236,24 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) and "_" not in text else None
 
 
-_MAIN_METRICS = {"classification": "accuracy", "regression": "pearson_spearman", "multi_label": "f1_micro"}
+_MAIN_METRICS = {
+    "classification": "accuracy",
+    "regression": "pearson_spearman",
+    "multi_label": "f1_micro",
+    "token_classification": "f1",
+    "question_answering": "f1",
+}
 
 
 def main_metric(kind: Kind, task: Task | None) -> str:
-    """The key of `compute_metrics` that chooses the best checkpoint.
+    """The key of `evaluation.score` that chooses the best checkpoint.
 
     Args:
         kind: What the labels are.
         task: The known task, or ``None``; ignored where its kind is another one.
 
     Returns:
-        The task's own metric; else ``"accuracy"``, ``"pearson_spearman"`` or ``"f1_micro"``.
+        The task's own metric; else ``"accuracy"``, ``"pearson_spearman"``, ``"f1_micro"`` or ``"f1"``.
     """
     return task.metric if task is not None and task.kind == kind else _MAIN_METRICS[kind]
 
@@ -255,7 +261,7 @@ def main_metric(kind: Kind, task: Task | None) -> str:
 def compute_metrics(
     kind: Kind, predictions: np.ndarray, labels: np.ndarray, *, label_count: int | None = None
 ) -> dict[str, float]:
-    """Score predictions against labels.
+    """Score predictions against labels, one of each a row.
 
     - classification: ``accuracy``; ``f1`` (two classes: of class 1; more: macro, the plain mean over the
       classes that occur); ``accuracy_f1``, their mean; ``matthews``, the correlation coefficient.

@@ -190,9 +190,7 @@ class DistillationTrainer(EncoderTrainer):
         counts = num_items_in_batch or self.objective.counts(inputs)
         teacher = self.observe_teacher(inputs)
         student = self._observe(model, inputs, layers=self.objective.depths[0])
-        parts = self._synced_objective(
-            student, teacher, inputs["attention_mask"], inputs.get("labels"), counts
-        )
+        parts = self._synced_objective(student, teacher, inputs["attention_mask"], _gold(inputs), counts)
         noted = {name: part.detach() for name, part in parts.items()}
         self._parts[model.training].append((self.state.global_step, noted, counts))
         loss = self.objective.total(parts)
@@ -291,7 +289,7 @@ class DistillationTrainer(EncoderTrainer):
         logits = outputs["logits"]
         if prediction_loss_only or logits is None or self.objective.places(inputs) is not None:
             return loss.detach(), None, None
-        return loss.detach(), logits.detach().float(), inputs.get("labels")
+        return loss.detach(), logits.detach().float(), _gold(inputs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Add the loss parts, as means over all that was evaluated, to the metrics.
@@ -350,6 +348,13 @@ class DistillationTrainer(EncoderTrainer):
         if not path.is_file():
             raise InputError(f"the checkpoint {checkpoint} has no {PROJECTIONS_NAME}: resume from another")
         self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
+
+
+def _gold(inputs: Mapping[str, Any]) -> Any:
+    """Return the labels of a batch; of answers their first and last tokens (B, 2); None where it has none."""
+    if "start_positions" in inputs:
+        return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
+    return inputs.get("labels")
 
 
 class _ObjectiveCallback(TrainerCallback):

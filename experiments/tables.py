@@ -1,0 +1,103 @@
+"""Write the tables of all experiments into docs/results.md, from the results that run.py appended.
+
+    python experiments/tables.py [--results experiments/results.jsonl] [--document docs/results.md] [--print]
+
+Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document; a
+mark without results is an error, and an experiment without a mark is printed only. A cell is the mean over
+seeds with the lowest and highest; "kept" is the mean over data of student / teacher.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the results by experiment."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        result = json.loads(line)
+        found.setdefault(result["experiment"], []).append(result)
+    return found
+
+
+def cell(scores: list[float]) -> str:
+    """Return a mean and its range over seeds."""
+    if not scores:
+        return "-"
+    mean = f"{statistics.mean(scores):.1f}"
+    return mean if len(scores) == 1 else f"{mean} ({min(scores):.1f} to {max(scores):.1f})"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return one experiment as a markdown table: a way a row, a data set a column."""
+    data = list(dict.fromkeys(result["data"] for result in results))
+    ways = sorted({result["way"] for result in results}, key=lambda way: way != "teacher")
+
+    def scores(way: str, name: str) -> list[float]:
+        return [result["score"] for result in results if (result["way"], result["data"]) == (way, name)]
+
+    metrics = {result["data"]: result["metric"] for result in results}
+    teachers = {name: scores("teacher", name) for name in data}
+    heads = ["way", *(f"{name} ({metrics[name]})" for name in data), "kept", "seeds", "seconds a run"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for way in ways:
+        found = {name: scores(way, name) for name in data}
+        kept = [
+            statistics.mean(found[name]) / teachers[name][0]
+            for name in data
+            if found[name] and teachers[name]
+        ]
+        whole = len(kept) == len(data)
+        seconds = [result["seconds"] for result in results if result["way"] == way]
+        counts = sorted({len(found[name]) for name in data if found[name]})
+        cells = [
+            way,
+            *(cell(found[name]) for name in data),
+            f"{100 * statistics.mean(kept):.1f} %" if whole else "-",
+            " or ".join(map(str, counts)),
+            f"{statistics.mean(seconds):.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def filled(document: str, tables: dict[str, str]) -> str:
+    """Return a document with its marked places filled.
+
+    Raises:
+        SystemExit: It marks a place for an experiment without results.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in tables:
+            sys.exit(f"the document has a place for the experiment {name!r}, and there are no results of it")
+        return f"<!-- experiment {name} -->\n{tables[name]}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- experiment (\S+) -->\n.*?<!-- end \1 -->", fill, document, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results.jsonl")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
+    options = parser.parse_args()
+    tables = {name: table(results) for name, results in read(options.results).items()}
+    text = options.document.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        if options.print or f"<!-- experiment {name} -->" not in text:
+            print(f"{name}\n\n{lines}\n")
+    if not options.print:
+        options.document.write_text(filled(text, tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

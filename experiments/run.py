@@ -8,7 +8,7 @@ The YAML file has, each an entry a name:
   ``--data_dir``. ``held_out: N`` takes the choosing rows out of the training rows instead, ``rows: N`` keeps
   so many of these, both drawn with a fixed seed. ``rotten_tomatoes`` needs no file: a package brings it.
 - ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
-- ``prepare``: whole commands to run once, such as a general distillation.
+- ``prepare``: commands that make ``{work}/NAME``, run once, and only if a way that is run speaks of it.
 - ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
 - ``seeds``: every way is run on all data with each.
 
@@ -204,12 +204,15 @@ class Experiments:
 
     def run(self) -> None:
         """Run what no other process has begun and no result is there of."""
+        wanted = str([self.plan["ways"][way] for way in self.ways])
         for name, command in (self.plan.get("prepare") or {}).items():
+            folder = self.work / name
+            if f"{{work}}/{name}" not in wanted:
+                continue
             words = [str(word).format(**self.places) for word in command]
-            folder = Path(words[words.index("--output_dir") + 1])
             with only_one(self.work / "locks" / f"prepare-{name}", wait=True):
                 if not (folder / "run.json").exists():
-                    self.tinybert(words, self.work / f"{name}.log")
+                    self.tinybert([*words, "--output_dir", str(folder)], folder.with_suffix(".log"))
         for seed in self.plan["seeds"]:
             for data in self.data:
                 for way in self.ways:

@@ -1,0 +1,111 @@
+"""Tests of the experiments' runner and tables; the plans themselves are held to the commands' options."""
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tinybert.stages import DistillArguments, FinetuneArguments
+from tinybert.trainer import DistillationConfig
+from tinybert.training import TrainingConfig
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+PLANS = sorted(FOLDER.glob("*.yaml"))
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+run, tables = script("run"), script("tables")
+
+
+def result(way: str, data: str, seed: int, score: float) -> dict[str, Any]:
+    return {"way": way, "data": data, "seed": seed, "score": score, "metric": "accuracy", "seconds": 10.0}
+
+
+def test_there_are_plans() -> None:
+    """The test below would hold of none."""
+    assert len(PLANS) >= 2
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_a_plan_speaks_of_options_that_there_are(path: Path) -> None:
+    """A misspelt option would end a night of experiments at its first run."""
+    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    finetune = {entry.name for kind in (FinetuneArguments, TrainingConfig) for entry in fields(kind)}
+    distil = {entry.name for kind in (DistillArguments, DistillationConfig) for entry in fields(kind)}
+    assert plan["seeds"]
+    assert plan["data"]
+    assert plan["ways"]
+    for options in plan["teachers"].values():
+        assert set(options) <= finetune
+    for options in plan["ways"].values():
+        assert set(options) - {"data"} <= distil
+        assert all(set(more) <= distil for more in options.get("data", {}).values())
+
+
+def test_rows_that_choose_are_taken_out_of_those_that_train(tmp_path: Path) -> None:
+    """A checkpoint chosen on training rows is the one that learnt them by heart."""
+    rows = [f"sentence {number}\t{number % 2}" for number in range(50)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]), encoding="utf-8")
+    spec = {"train": "train.tsv", "report": "dev.tsv", "held_out": 10, "rows": 30}
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    run.prepare_data("made", spec, tmp_path, folder)
+    parts = {
+        part: (folder / f"{part}.tsv").read_text().splitlines() for part in ("train", "choose", "report")
+    }
+    assert {part: len(lines) for part, lines in parts.items()} == {"train": 31, "choose": 11, "report": 51}
+    assert not set(parts["train"][1:]) & set(parts["choose"][1:])
+    assert set(parts["train"][1:] + parts["choose"][1:]) <= set(rows)
+
+
+def test_a_run_that_another_has_begun_is_left_to_it(tmp_path: Path) -> None:
+    """Two processes would do the same work, and note it twice."""
+    with (
+        run.only_one(tmp_path / "lock", wait=False) as first,
+        run.only_one(tmp_path / "lock", wait=False) as second,
+    ):
+        assert (first, second) == (True, False)
+    with run.only_one(tmp_path / "lock", wait=False) as third:
+        assert third
+
+
+def test_a_table_has_means_ranges_and_what_was_kept() -> None:
+    """The tables of the results are made here, and nobody reckons them again."""
+    results = [
+        result("teacher", "a", 42, 80.0),
+        result("teacher", "b", 42, 50.0),
+        *(result("distilled", "a", seed, score) for seed, score in ((1, 76.0), (2, 80.0))),
+        *(result("distilled", "b", seed, score) for seed, score in ((1, 50.0), (2, 50.0))),
+        result("other", "a", 1, 40.0),
+    ]
+    head, _, *rows = tables.table(results).splitlines()
+    assert head.startswith("| way | a (accuracy) | b (accuracy) |")
+    cells = {row.split(" | ")[0].lstrip("| "): row.split(" | ")[1:] for row in rows}
+    assert cells["distilled"][:4] == ["78.0 (76.0 to 80.0)", "50.0 (50.0 to 50.0)", "98.8 %", "2"]
+    assert cells["other"][:3] == ["40.0", "-", "-"]
+    assert next(iter(cells)) == "teacher"
+
+
+def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
+    """A table pasted by hand is out of date a day later."""
+    document = "before\n<!-- experiment x -->\nold\n<!-- end x -->\nafter\n"
+    filled = tables.filled(document, {"x": "| new |"})
+    assert filled == "before\n<!-- experiment x -->\n| new |\n<!-- end x -->\nafter\n"
+    assert tables.filled(filled, {"x": "| new |"}) == filled
+    with pytest.raises(SystemExit, match="no results"):
+        tables.filled(document, {"y": "| new |"})

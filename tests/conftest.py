@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -48,6 +49,9 @@ from tinybert.stages import FinetuneArguments, finetune
 from tinybert.training import TrainingConfig
 
 torch.set_num_threads(1)
+# The same examples each time, and a busy machine is no fault of the code.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 gc.freeze()  # the Trainer collects garbage at each start: half a second among all the imported modules
 
 GOOD = ("good", "great", "fine", "superb")

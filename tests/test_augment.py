@@ -66,7 +66,7 @@ def is_made_of(copy: str, text: str, augmenter: Augmenter) -> bool:
 
 @pytest.mark.parametrize("name", AUGMENTERS)
 @given(text=TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_all_but_the_exchanged_words_survives_to_the_last_character(name: str, text: str) -> None:
     """Spaces, quotes, accents and case that are lost teach the student another language."""
     augmenter = AUGMENTERS[name]
@@ -78,7 +78,7 @@ def test_all_but_the_exchanged_words_survives_to_the_last_character(name: str, t
 
 @pytest.mark.parametrize("name", AUGMENTERS)
 @given(text=TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_candidates_are_other_words_in_the_case_of_the_original(name: str, text: str) -> None:
     """Special tokens, pieces of words, punctuation and the word itself would be no exchange."""
     for exchange in AUGMENTERS[name].exchanges([text])[text]:
@@ -99,7 +99,7 @@ def test_candidates_are_other_words_in_the_case_of_the_original(name: str, text:
     seed=st.integers(0, 9),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_copies_depend_on_seed_row_number_and_text_alone(
     rows: list[tuple[str, str]], seed: int, order: random.Random
 ) -> None:
@@ -115,7 +115,7 @@ def test_copies_depend_on_seed_row_number_and_text_alone(
 
 
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_copy_of_a_pair_changes_one_side(rows: list[tuple[str, str]]) -> None:
     """With both sides changed at once nothing would be left that the label was given for."""
     augmenter = AUGMENTERS["both"]

@@ -70,7 +70,7 @@ def test_names_are_escaped(chart: object) -> None:
     assert ElementTree.fromstring(made).get("aria-label", "").count(name)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40))
 def test_any_finite_numbers_make_a_chart_with_its_points_inside(points: list[tuple[float, float]]) -> None:
     """A page is not worth failing for a loss that was the same at all steps, or huge, or tiny."""

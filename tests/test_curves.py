@@ -54,7 +54,7 @@ def test_the_closed_form_is_told_in_words() -> None:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
 def test_any_record_of_a_stage_is_shown_as_far_as_it_makes_sense(a: Any, b: Any, c: Any, d: Any) -> None:
     """A log that a crash left half written costs its panels, not the page."""

@@ -104,7 +104,7 @@ def test_a_tsv_is_read_byte_for_byte(tmp_path: Path) -> None:
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ANY_TEXT, min_size=1, max_size=5))
 def test_csv_and_json_texts_come_back_as_they_were_written(tmp_path: Path, written: list[str]) -> None:
     """Some texts would be changed on the way in: quotes, line ends, odd spaces."""

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybert.entities import are_entity_tags, complete_tags, tag_metrics
@@ -71,7 +71,6 @@ SENTENCES = st.lists(
 )
 
 
-@settings(deadline=None)  # seqeval is slow when it is called for the first time
 @given(SENTENCES)
 def test_any_tags_are_scored_as_by_another_implementation(sentences: list[list[tuple[str, str]]]) -> None:
     """What a model predicts need not be well-formed: I- after O, after another type, or first of all."""

@@ -75,7 +75,7 @@ def test_names_of_files_and_folders_stay_names(text: str) -> None:
     assert "<img" not in code
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(["arguments", "data", "origins", "versions", "command", "metric", "models"]), JUNK, JUNK
 )

@@ -27,7 +27,7 @@ from tinybert.corpus import Corpus, open_corpus
 from tinybert.errors import InputError
 from tinybert.packing import BlockStream, Packer, pass_length, sample_blocks
 
-SOME = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = (*GOOD, *BAD, *FILLERS)
 CLS, SEP = PIECES.index("[CLS]"), PIECES.index("[SEP]")
 

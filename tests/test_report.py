@@ -174,7 +174,7 @@ def test_without_jinja2_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPat
         render(page_results())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=60))
 def test_any_text_leaves_the_page_whole(text: str) -> None:
     """Beyond the attacks that somebody thought of."""

@@ -78,7 +78,7 @@ def test_a_file_that_says_nothing_of_the_run_is_refused(tmp_path: Path, content:
         with_latencies(LINES, tmp_path / "absent.json", {"student": Path("student")})
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HOSTILE, HOSTILE, HOSTILE)
 def test_any_content_is_read_or_refused(tmp_path: Path, machine: Any, loads: Any, p50: Any) -> None:
     """Half a file, another program's file."""

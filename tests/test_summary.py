@@ -102,7 +102,7 @@ def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
         read_record(tmp_path / "nowhere")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(RECORD)), HOSTILE)
 def test_whatever_a_record_holds_it_is_refused_or_summed_up(key: str, value: object) -> None:
     """A traceback about somebody's JSON helps nobody."""

@@ -21,7 +21,7 @@ from tinybert import tables
 from tinybert.errors import InputError
 from tinybert.tables import ENDINGS, OUTPUT_ENDINGS, open_source, open_writer
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read(path: Path | str, rows: int = 1000, split: str | None = None) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ def test_text_whose_pieces_are_all_kept_is_tokenised_as_before_and_answered_to_t
     assert 30 < sum(same) < 145  # both sorts of text were met
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(KINDS),
     text=st.one_of(

@@ -79,7 +79,6 @@ def test_neighbours_depend_neither_on_order_nor_on_what_else_is_asked_for() -> N
     rows=st.lists(st.sampled_from([(1, 0), (0, 1), (2, 0), (3, 3), (-1, 2)]), min_size=1, max_size=30),
     count=st.integers(1, 40),
 )
-@settings(deadline=None)
 def test_equally_near_words_come_in_the_order_of_the_file(rows: list[tuple[int, int]], count: int) -> None:
     """Ties are common: rows of words that were never trained are often all alike."""
     words = [letters(number) for number in range(len(rows))]
@@ -433,7 +432,7 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path, content: bytes, 
 @given(
     content=st.one_of(st.binary(), st.text().map(str.encode)).filter(lambda content: content[:1] != b"\x80")
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_other_file_is_an_error_of_one_line(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:

@@ -103,6 +103,7 @@ class Experiments:
         self.places = {"data": str(options.data_dir), "work": str(self.work), "encoder": options.encoder}
         self.data = [name for name in self.plan["data"] if name in (options.data or self.plan["data"])]
         self.ways = [name for name in self.plan["ways"] if name in (options.ways or self.plan["ways"])]
+        self.seeds = options.seeds or self.plan["seeds"]
         state = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
         )
@@ -213,7 +214,7 @@ class Experiments:
             with only_one(self.work / "locks" / f"prepare-{name}", wait=True):
                 if not (folder / "run.json").exists():
                     self.tinybert([*words, "--output_dir", str(folder)], folder.with_suffix(".log"))
-        for seed in self.plan["seeds"]:
+        for seed in self.seeds:
             for data in self.data:
                 for way in self.ways:
                     self.run_one(data, way, seed)
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=None, help="what teachers are fine-tuned from; MiniLM-L6")
     parser.add_argument("--data", nargs="+", help="some of the data sets only")
     parser.add_argument("--ways", nargs="+", help="some of the ways only")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the plan's")
     parser.add_argument("--keep", action="store_true", help="keep the students")
     options = parser.parse_args()
     options.encoder = options.encoder or minilm()

@@ -291,7 +291,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a file": ({"model": "{t}/config.json"}, "config.json is a file"),
     "drop": ({"max_drop": -1}, "--max_drop is -1.0: expected points from 0 to 100"),
     "drop, nan": ({"max_drop": "nan"}, "--max_drop is nan: expected"),
-    "columns": ({"label_column": "label"}, "are those of --check"),
+    "columns": ({"label_column": "label"}, "--label_column is about the rows of --check"),
+    "length, no rows": ({"max_length": 16}, "--max_length is about the rows of --check"),
     "range": ({"reduce_range": "true"}, "--reduce_range is for --int8"),
     "check": ({"check": "{t}/absent.csv", "max_length": 16}, "no such file"),
     "length": ({"check": "{e}", "max_length": 65}, "--max_length is 65: it must be from 3 to 64"),
@@ -320,7 +321,7 @@ def test_rows_are_refused_where_nothing_can_be_scored(
 ) -> None:
     """A gate that passes without having looked is worse than none."""
     folder = save_model(with_head("bert", "ForMaskedLM"), tmp_path / "model")
-    with pytest.raises(InputError, match=r"--check scores classifiers, and .* is a BertForMaskedLM"):
+    with pytest.raises(InputError, match=r"--check scores models with a head .* is a BertForMaskedLM"):
         to_onnx(ExportArguments(str(folder), int8=True, check=toy["eval"]))
 
 

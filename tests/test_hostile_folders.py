@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from conftest import toy_rows, write_csv
@@ -156,7 +157,7 @@ def attack(
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             try:
                 generator.choice(DAMAGES)(folder, generator)
-            except ValueError:
+            except (ValueError, SafetensorError):
                 continue  # too damaged already for more of it
     options = (export_options if command == "export" else benchmark_options)(folder, generator)
     capsys.readouterr()

@@ -22,6 +22,7 @@ from transformers import (
 
 from conftest import BAD, FILLERS, GOOD, QUICK
 from tinybert.errors import InputError
+from tinybert.export import ExportArguments, to_onnx
 from tinybert.run_directory import Result
 from tinybert.stages import (
     DistillArguments,
@@ -279,6 +280,22 @@ def test_stock_transformers_opens_students_where_tinybert_is_not_installed(
         ("POS", "good"),
     ]
     assert answer["answer"] == "awful"
+
+
+def test_onnx_files_are_scored_as_the_folder_is(
+    tmp_path: Path, words: Rows, questions: Rows, small_tagger: Result, small_answerer: Result
+) -> None:
+    """A gate that pairs tokens with other tokens' logits refuses every file, or none."""
+    for result, rows, options in (
+        (small_tagger, words, {}),
+        (small_answerer, questions, WINDOWS),
+    ):
+        given = {"output_dir": str(tmp_path / "served"), "check": rows["eval"], "int8": True}
+        exported = to_onnx(ExportArguments(str(result.output_dir), **given, max_drop=20, **options))
+        assert exported.metric == "f1"
+        assert exported.scores["fp32"] == pytest.approx(result.figures[-1].metrics["f1"], abs=1e-3)
+        assert exported.scores["fp32"] > 0.8
+        assert exported.scores["int8"] == pytest.approx(exported.scores["fp32"], abs=0.2)
 
 
 def test_a_dry_run_says_what_would_be_done(

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from conftest import FILLERS, GOOD, QUICK
 from tinybert.cli import main
 from tinybert.errors import InputError
+from tinybert.model_card import is_unedited
 from tinybert.prune import PruneArguments, prune
 from tinybert.run_directory import Result
 from tinybert.stages import DistillArguments, distill_task
@@ -51,7 +52,9 @@ def test_a_pruned_folder_is_plain_and_says_what_was_removed(
     assert before["metrics"]["accuracy"] > 0.9
     assert after["metrics"]["accuracy"] > 0.9
     card, table = (folder / "README.md").read_text(), made.table()
-    assert table in card
+    assert "it keeps 22 of 25 word pieces and 24 of 40 feed-forward neurons a layer" in card
+    assert "of what it was" in card
+    assert is_unedited(card)
     assert "pipeline_tag: text-classification" in card
     assert "25 -> 22, which are 9" in table
     assert (folder / "vocab.txt").read_text().splitlines()[:5] == [
@@ -161,7 +164,7 @@ def test_half_precision_stays_half(taught: Result, toy: dict[str, str], tmp_path
         ({"neurons": 40}, "--neurons is 40: it must be from 1 to 39"),
         ({"vocabulary": 25}, "--vocabulary is 25: there are 25 pieces"),
         ({"vocabulary": 3}, "special tokens and single characters"),
-        ({"neurons": 8, "label_column": "label"}, "are those of --data"),
+        ({"neurons": 8, "label_column": "label"}, "--label_column is about the rows of --data"),
         ({"neurons": 8, "max_length": 65}, "--max_length is 65"),
         ({"neurons": 8, "corpus": ["none.txt"]}, "none.txt: no such file"),
         ({"neurons": 8, "data": "none.csv"}, "none.csv: no such file"),

@@ -178,6 +178,7 @@ def test_kinds_of_run_are_told_by_their_arguments() -> None:
     """Each kind has other sections."""
     arguments = [{"model": "m"}, {"teacher": "t", "train": "f"}, {"teacher": "t", "corpus": ["f"]}]
     assert [run_kind({"arguments": one}) for one in arguments] == ["finetune", "distill", "general"]
+    assert run_kind({"arguments": {"model": "m", "corpus": ["f"]}, "removed": {}}) == "prune"
 
 
 def test_the_table_has_the_columns_that_somebody_filled() -> None:

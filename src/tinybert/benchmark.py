@@ -1,7 +1,9 @@
 """Models and backends side by side on this machine: size, operations, memory, latency, throughput."""
 
+import contextlib
 import copy
 import json
+import os
 import platform
 import random
 import statistics
@@ -20,9 +22,8 @@ from tinybert import models
 from tinybert.errors import InputError
 from tinybert.flops import forward_flops
 from tinybert.footprint import BACKENDS, peak_memory
-from tinybert.sessions import FOLDER, FP32, INT8, open_session, runner
+from tinybert.sessions import FILES, FOLDER, open_session, runner
 
-_FILES = {"onnx": FP32, "onnx_int8": INT8}
 _PACKAGES = ("tinybert", "torch", "transformers", "onnxruntime")
 _VISIT_SECONDS = 0.25  # how long a model is measured before the next one's turn
 _MOST_CALLS = 50  # in one visit
@@ -93,8 +94,11 @@ def measure(arguments: BenchmarkArguments) -> dict[str, Any]:
         do not stretch.
 
     Raises:
-        InputError: A folder cannot be read, has no file for a backend, or too few positions.
+        InputError: A folder cannot be read, has no file for a backend, or too few positions; or ``json``
+            cannot be written.
     """
+    if arguments.json is not None:
+        _check_writable(Path(arguments.json))
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -120,18 +124,18 @@ def _entries(arguments: BenchmarkArguments, source: str) -> list[_Entry]:
     wanted = set(arguments.backend)
     folder = Path(source, FOLDER)
     if "all" in wanted:
-        wanted |= {"torch"} | {name for name, file in _FILES.items() if (folder / file).is_file()}
+        wanted |= {"torch"} | {name for name, file in FILES.items() if (folder / file).is_file()}
     if arguments.bf16:
         wanted.add("torch_bf16")
     entries = []
     for backend in (name for name in BACKENDS if name in wanted):
-        file = folder / _FILES[backend] if backend in _FILES else _weights(source)
-        if backend in _FILES and not file.is_file():
+        file = folder / FILES[backend] if backend in FILES else _weights(source)
+        if backend in FILES and not file.is_file():
             option = " --int8" if backend == "onnx_int8" else ""
             raise InputError(
                 f"{source} has no {FOLDER}/{file.name}: tinybert export --model {source}{option}"
             )
-        run = _onnx_run(file, arguments.threads) if backend in _FILES else _torch_run(model, backend)
+        run = _onnx_run(file, arguments.threads) if backend in FILES else _torch_run(model, backend)
         entries.append(_Entry(source, backend, file, model, run, {}, {}))
     return entries
 
@@ -200,7 +204,7 @@ def _row(
                 "cpu_speedup": _ratio(first.cpu_seconds[batch, length], entry.cpu_seconds[batch, length]),
             }
         )
-    source = entry.file if entry.backend in _FILES else entry.name
+    source = entry.file if entry.backend in FILES else entry.name
     peak = None
     if arguments.memory:
         peak = peak_memory(entry.backend, source, *max(loads), arguments.threads)
@@ -265,12 +269,22 @@ def recommend(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return best
 
 
+def _check_writable(path: Path) -> None:
+    """Find out before minutes of measuring whether a file can be written."""
+    if path.is_dir():
+        raise InputError(f"cannot write --json {path}: it is a folder")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write --json {path}: {path.parent} is no folder that can be written")
+
+
 def _write(path: Path, result: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise InputError(f"cannot write --json {path}: {error.strerror}") from error
 
 

@@ -1,10 +1,11 @@
-"""What a run's record says of its stages -> how each part of the loss went, a layer at a time."""
+"""A run's record -> what a page tells of it: each part of the loss, a layer at a time; how it was made."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from tinybert.summary import is_error, misfit, score_text
+from tinybert.summary import command_line, is_error, misfit, score_text
 
 _MOST_PANELS = 80
 
@@ -90,3 +91,37 @@ def _panel_title(name: str) -> str:
     }
     title = titles.get(kind, kind.replace("_", " "))
     return f"{title}, layer {number}" if number else title
+
+
+def made_of_page(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's command, data, versions and arguments as `tinybert.report.render` takes them."""
+    training = record["training"]
+    data = [
+        (
+            f"{name} rows" if name != "corpus" else name,
+            ", ".join(f"{key} {value}" for key, value in about.items()),
+        )
+        for name, about in record["data"].items()
+    ]
+    seeds = [(name, str(training[name])) for name in ("seed", "data_seed") if name in training]
+    seeds = [(name, seed) for name, seed in seeds if seed != "None"]
+    versions = list(record["versions"].items())
+    when = [("finished", record["finished"]), ("took", f"{record['seconds']:,.0f} s")]
+    groups = {
+        "Data, seeds, versions": [*data, *seeds, *versions, *when],
+        "Arguments of the command": _entries(record["arguments"]),
+        "Training arguments": _entries(training),
+    }
+    return {
+        "command": command_line(record["command"]),
+        "groups": [{"title": title, "entries": entries} for title, entries in groups.items() if entries],
+    }
+
+
+def _entries(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shown = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in arguments.items()
+        if value is not None and not name.endswith("token")
+    }
+    return [(name, value[:300]) for name, value in sorted(shown.items())]

@@ -193,7 +193,7 @@ class Distillation:
         cut = self.max_length, min(positions_of(model.config) for model in (self.teacher, self.student))
         lengths = {"student": measure_lengths(self.data[0], self.calibration, self.tokenizer, *cut)}
         if not self.reads_one_vocabulary:
-            own = tokenize(self.data[0], self.teacher_tokenizer, self.max_length)
+            own = tokenize(self.data[0], self.teacher_tokenizer, self.max_length, self.stride)
             lengths["teacher"] = measure_lengths(self.data[0], own, self.teacher_tokenizer, *cut)
         taught = np.tile(self.train_rows["length"], 1 + copies)
         stages = {"intermediate": self.intermediate_config, self.last_stage: self.prediction_config}

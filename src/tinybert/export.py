@@ -6,40 +6,26 @@ The files lie where ONNX Runtime's users, Optimum and transformers.js look for t
 
 import os
 import tempfile
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
 from tinybert.capture import evaluating
 from tinybert.data import TaskData, load_data, tokenize
-from tinybert.errors import InputError, Rejected, one_line
+from tinybert.errors import InputError, Rejected
 from tinybert.evaluation import score
-from tinybert.first_token import FirstToken, reads_first_token
+from tinybert.onnx_graph import export_graph, made_batches, outputs_of
 from tinybert.quantize import needs_reduced_range, quantize
-from tinybert.rows import checked_length
-from tinybert.sessions import FOLDER, FP32, INT8, MISSING, Run, open_session, runner, session_logits
+from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, row_length
+from tinybert.sessions import FOLDER, FP32, INT8, Run, open_session, runner, session_logits
 
 TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output
-
-# How a model class's name ends, and what it answers with.
-_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "ForSequenceClassification": ("logits",),
-    "ForTokenClassification": ("logits",),
-    "ForMaskedLM": ("logits",),
-    "ForQuestionAnswering": ("start_logits", "end_logits"),
-    "Model": ("last_hidden_state",),
-}
-_SCORED = "ForSequenceClassification"
-_OPSET = 17  # layer norm as one node; read by ONNX Runtime since 1.12
 _CHECKED_ROWS = 64
 
 
@@ -70,7 +56,8 @@ class ExportArguments:
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "Its columns of 0 and 1, a label each."}
     )
-    max_length: int = field(default=128, metadata={"help": "Word pieces a row of --check."})
+    max_length: int | None = field(default=None, metadata={"help": f"Of --check. {MAX_LENGTH_HELP}"})
+    stride: int | None = field(default=None, metadata={"help": f"Of --check. {STRIDE_HELP}"})
 
     def __post_init__(self) -> None:
         """Refuse what would silently do nothing."""
@@ -78,10 +65,10 @@ class ExportArguments:
             raise InputError(f"--max_drop is {self.max_drop}: expected points from 0 to 100")
         if self.reduce_range is not None and not self.int8:
             raise InputError("--reduce_range is for --int8: add it or leave both out")
-        if self.check is None and (self.text_columns or self.label_column or self.label_columns):
-            raise InputError(
-                "--text_columns and --label_column(s) are those of --check: add it or leave them out"
-            )
+        unread = ("text_columns", "label_column", "label_columns", "max_length", "stride")
+        given = [name for name in unread if getattr(self, name) is not None]
+        if self.check is None and given:
+            raise InputError(f"--{given[0]} is about the rows of --check: add it or leave both out")
 
 
 @dataclass(frozen=True)
@@ -199,7 +186,9 @@ def _output_folder(arguments: ExportArguments) -> Path:
 
 def _fitting_tokenizer(source: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer after checking that every piece it makes has an embedding."""
-    tokenizer = models.open_tokenizer(source)
+    tokenizer = models.open_tokenizer(
+        source, kind=models.task_of(model)[0] if models.has_task(model) else None
+    )
     embeddings: Any = model.get_input_embeddings()
     largest, pieces = max(tokenizer.get_vocab().values()), embeddings.num_embeddings
     if largest >= pieces:
@@ -220,117 +209,6 @@ def _publish(written: Path, folder: Path) -> dict[str, int]:
     for path in sorted(written.iterdir(), key=lambda path: path.name == INT8):
         os.replace(path, (onnx if path.name in sizes else folder) / path.name)
     return sizes
-
-
-def outputs_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the names of what a model answers with, after its head.
-
-    Raises:
-        InputError: The head is of another kind.
-    """
-    name = type(model).__name__
-    for ending, outputs in _OUTPUTS.items():
-        if name.endswith(ending):
-            return outputs
-    raise InputError(f"cannot export a {name}: expected one of *{', *'.join(_OUTPUTS)}")
-
-
-def made_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
-    """Return batches of random pieces, of several lengths and paddings, pairs of texts where there are."""
-    generator = torch.Generator().manual_seed(0)
-    config = model.config
-    longest = min(models.positions_of(config), 512)
-    has_pairs = "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
-    batches = []
-    for count, length in ((1, 2), (3, 9), (4, 33), (2, longest)):
-        length = min(length, longest)
-        ids = torch.randint(config.vocab_size, (count, length), generator=generator)
-        lengths = torch.linspace(length, length // 2 + 1, count).long()
-        mask = (torch.arange(length) < lengths[:, None]).long()
-        # Padding is told by the mask; RoBERTa's and MPNet's positions tell it by the piece.
-        pad = config.pad_token_id or 0
-        ids = torch.where(ids == pad, (pad + 1) % config.vocab_size, ids)
-        batch = {"input_ids": torch.where(mask == 1, ids, pad), "attention_mask": mask}
-        if has_pairs:
-            batch["token_type_ids"] = (torch.arange(length) >= lengths[:, None] // 2).long() * mask
-        batches.append(batch)
-    return batches
-
-
-def export_graph(
-    model: PreTrainedModel, example: Mapping[str, Tensor], outputs: tuple[str, ...], target: Path
-) -> None:
-    """Trace a model into an ONNX file, batch and sequence dynamic.
-
-    torch's older exporter and eager attention: the newer one takes ten times as long, a minute for MPNet, and
-    calls the axes s10 and s11; eager attention is what ONNX Runtime recognises and fuses.
-
-    Args:
-        model: On the CPU.
-        example: A batch to trace with; its names are the inputs' names.
-        outputs: What to keep of what the model returns.
-        target: The file.
-
-    Raises:
-        InputError: The packages are not installed, or the model cannot be traced.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise InputError(MISSING) from error
-    names = list(example)
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = FirstToken(model) if reads_first_token(model) else model
-
-        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-            batch = dict(zip(names, inputs, strict=True))
-            if isinstance(self.model, FirstToken):
-                return (self.model(batch),)
-            answers = self.model(**batch)
-            return tuple(answers[name] for name in outputs)
-
-    per_token = not type(model).__name__.endswith(_SCORED)
-    axes = {name: {0: "batch", 1: "sequence"} for name in names}
-    axes |= {name: {0: "batch", 1: "sequence"} if per_token else {0: "batch"} for name in outputs}
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with evaluating(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, on what is the same for all batches
-            torch.onnx.export(
-                Named().eval(),
-                tuple(example.values()),
-                str(target),
-                input_names=names,
-                output_names=list(outputs),
-                dynamic_axes=axes,
-                opset_version=_OPSET,
-                dynamo=False,
-            )
-    except Exception as error:  # whatever a model does that cannot be traced
-        raise InputError(f"cannot export {type(model).__name__} to ONNX: {one_line(error)}") from error
-    finally:
-        model.set_attn_implementation(before)
-    graph = onnx.load(target)
-    keep_layer_norms(graph)
-    onnx.save(graph, target)
-
-
-def keep_layer_norms(model: Any) -> None:
-    """Write the sums before layer norms so that ONNX Runtime does not fuse the two; changes the model.
-
-    Fused, they run seven times as slow as one after the other (SkipLayerNormalization on the CPU, 1.32).
-
-    Args:
-        model: An ``onnx.ModelProto``.
-    """
-    normed = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
-    for node in model.graph.node:
-        if node.op_type == "Add" and node.output[0] in normed:
-            node.op_type = "Sum"
 
 
 def largest_difference(model: PreTrainedModel, run: Run, batches: list[dict[str, Tensor]]) -> float:
@@ -356,11 +234,13 @@ def _check_finite(run: Run, batches: list[dict[str, Tensor]]) -> None:
 def _check_rows(
     arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TaskData, datasets.Dataset]:
-    name = type(model).__name__
-    if not name.endswith(_SCORED):
-        raise InputError(f"--check scores classifiers, and {arguments.model} is a {name}: leave it out")
+    if not models.has_task(model):
+        raise InputError(
+            f"--check scores models with a head for a task, and {arguments.model} is a "
+            f"{type(model).__name__}: leave it out"
+        )
     kind, names = models.task_of(model)
-    length = checked_length(arguments.max_length, model)
+    length = row_length(arguments.max_length, kind, model)
     data = load_data(
         str(arguments.check),
         split="validation",
@@ -370,7 +250,7 @@ def _check_rows(
         kind=kind,
         label_names=names or None,
     )
-    return data, tokenize(data, tokenizer, length)
+    return data, tokenize(data, tokenizer, length, arguments.stride)
 
 
 def _real_batches(

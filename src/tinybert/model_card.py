@@ -167,7 +167,7 @@ def _metadata(record: Mapping[str, Any], lines: Sequence[Line], name: str, task:
         base_model=known.get("base_model"),
         datasets=[known["dataset"]] if "dataset" in known else None,
         metrics=[metric] if results else None,
-        tags=["tinybert", "distillation"],
+        tags=["tinybert", "pruning" if run_kind(record) == "prune" else "distillation"],
         model_name=name,
         eval_results=results,
     ).to_yaml()
@@ -194,7 +194,15 @@ def _limits(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
         limits.append("It imitates its teacher, the teacher's mistakes and biases included.")
     if run_kind(record) == "general":
         limits.append("It has no head for a task yet: fine-tune it, or `tinybert distill --student` with it.")
-    if eval_rows(record) and not is_error(record["metric"]):
+    if run_kind(record) == "prune":
+        limits.append(
+            "Nothing was trained after it was made smaller: `tinybert distill` brings back what was lost."
+        )
+        if "pieces" in record["removed"]:
+            limits.append(
+                "Text unlike that its word pieces were chosen by takes more of them, and is answered worse."
+            )
+    elif eval_rows(record) and not is_error(record["metric"]):
         limits.append("The rows it was scored on also chose the checkpoint.")
     if any("int8" in line.name for line in lines):
         limits.append("The int8 file answers some rows otherwise than the float32 weights; see the table.")
@@ -205,6 +213,8 @@ def _made(record: Mapping[str, Any]) -> str:
     arguments, kind = record["arguments"], run_kind(record)
     if isinstance(arguments.get("baseline"), str):
         return f"Made with tinybert to measure distillation against ({_plain(arguments['baseline'])})."
+    if kind == "prune":
+        return f"Made smaller from `{_fenced(Path(str(arguments.get('model', ''))).name)}` with tinybert."
     if kind == "finetune":
         return "Fine-tuned on labelled rows with tinybert."
     taught = "on text without labels" if kind == "general" else "for one task"

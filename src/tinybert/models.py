@@ -268,6 +268,11 @@ def new_task_model(source: str, kind: Kind, label_names: tuple[str, ...]) -> Pre
     return _load(_HEADS[_ENDINGS.get(kind, _SEQUENCE)], source, config, ignore_mismatched_sizes=True)
 
 
+def has_task(model: PreTrainedModel) -> bool:
+    """Return whether a model has a head that labelled rows are for, see ``task_of``."""
+    return type(model).__name__.endswith(tuple(_HEADS))
+
+
 def task_of(model: PreTrainedModel) -> tuple[Kind, tuple[str, ...]]:
     """Return what a fine-tuned model does, and its class names."""
     names = label_names(model.config)

@@ -163,6 +163,8 @@ class Preflight:
         for row in self.labels[:_SHOWN_CLASSES]:
             shares = (f"{n:,} ({100 * n / total:.1f} %)" for n, total in zip(row.counts, totals, strict=True))
             cells.append((str(row.number), row.name, " ".join(map(repr, row.spellings)) or "-", *shares))
+        if not any(row.spellings for row in self.labels):  # of tags and flags nobody asked
+            cells = [row[:2] + row[3:] for row in cells]
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

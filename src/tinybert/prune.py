@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import repeat
@@ -28,12 +28,14 @@ from tinybert import models
 from tinybert.corpus import END, open_corpus
 from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_texts
 from tinybert.errors import InputError
-from tinybert.model_card import pipeline_task
+from tinybert.model_card import model_card, origins
 from tinybert.neurons import check_neurons, cut_neurons
-from tinybert.rows import checked_length, provenance
+from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, provenance, row_length
 from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
+from tinybert.sessions import FOLDER
 from tinybert.stages import EvaluateArguments, evaluate
 from tinybert.student import CALIBRATION_TOKENS, padded_batches
+from tinybert.summary import model_lines, with_retention
 from tinybert.tables import open_source
 from tinybert.vocabulary import check_fits, cut_vocabulary, write_vocabulary
 
@@ -72,7 +74,8 @@ class PruneArguments:
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "Their columns of 0 and 1, a label each."}
     )
-    max_length: int = field(default=128, metadata={"help": "Word pieces a row, special ones included."})
+    max_length: int | None = field(default=None, metadata={"help": MAX_LENGTH_HELP})
+    stride: int | None = field(default=None, metadata={"help": f"Of --data. {STRIDE_HELP}"})
     seed: int = field(default=42, metadata={"help": "Of the rows that neurons are chosen on."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what the folder holds."})
 
@@ -85,10 +88,10 @@ class PruneArguments:
             )
         if self.vocabulary is None and self.neurons is None:
             raise InputError("nothing would be removed: give --vocabulary, --neurons or both")
-        if self.data is None and (self.label_column or self.label_columns):
-            raise InputError(
-                "--label_column and --label_columns are those of --data: add it or leave them out"
-            )
+        unread = ("label_column", "label_columns", "stride")
+        given = [name for name in unread if getattr(self, name) is not None]
+        if self.data is None and given:
+            raise InputError(f"--{given[0]} is about the rows of --data: add it or leave both out")
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,12 @@ def prune(arguments: PruneArguments) -> Pruned:
     folder, started = Path(arguments.output_dir), time.monotonic()
     inputs = [arguments.model, arguments.data or "", *arguments.corpus]
     check_claimable(folder, overwrite=arguments.overwrite_output_dir, inputs=filter(None, inputs))
-    model, tokenizer = models.open_whole(arguments.model), models.open_tokenizer(arguments.model)
+    model = models.open_whole(arguments.model)
+    kind = models.task_of(model)[0]
+    tokenizer = models.open_tokenizer(arguments.model, kind=kind)
     check_fits(model, tokenizer)
     if arguments.neurons is not None or arguments.data is not None:
-        checked_length(arguments.max_length, model)
+        arguments = replace(arguments, max_length=row_length(arguments.max_length, kind, model))
     if arguments.neurons is not None:
         check_neurons(model, arguments.neurons)
     data = None if arguments.data is None else _labelled(arguments, model)
@@ -145,7 +150,7 @@ def prune(arguments: PruneArguments) -> Pruned:
     results: list[Pruned] = []
     if arguments.overwrite_output_dir:
         (folder / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(folder / "onnx", ignore_errors=True)  # of other weights
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of other weights
 
     def write(path: Path) -> None:
         smaller.save_pretrained(path)
@@ -155,8 +160,10 @@ def prune(arguments: PruneArguments) -> Pruned:
         seconds = time.monotonic() - started
         after = Figures("after", scores, smaller.num_parameters(), file_size(smaller), seconds)
         pruned = Pruned(Result(folder, None if data is None else data.metric, (before, after)), removed)
-        (path / "README.md").write_text(_card(pruned, arguments, smaller), encoding="utf-8")
         record = _record(pruned, arguments, data)
+        lines = with_retention(model_lines(record), record["metric"])
+        card = model_card(record, lines, folder.resolve().name, type(smaller).__name__)
+        (path / "README.md").write_text(card, encoding="utf-8")
         (path / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
         results.append(pruned)
 
@@ -175,9 +182,10 @@ def _smaller(
         model, tokenizer = cut.model, cut.tokenizer
         removed["pieces"] = {"before": whole, "after": len(cut.kept), "coverage": cut.coverage}
     if arguments.neurons is not None:
-        rows, tokens = [], 0
+        rows, tokens, longest = [], 0, arguments.max_length
+        assert longest is not None  # settled before anything is read
         for text, pair in _sample(arguments):
-            encoded = encode_texts(tokenizer, [text], None if pair is None else [pair], arguments.max_length)
+            encoded = encode_texts(tokenizer, [text], None if pair is None else [pair], longest)
             tokens += encoded.pop("length")[0]
             rows.append({name: cells[0] for name, cells in encoded.items()})
             if tokens >= CALIBRATION_TOKENS:
@@ -246,6 +254,7 @@ def _score(arguments: PruneArguments, folder: str) -> dict[str, float]:
             label_column=arguments.label_column,
             label_columns=arguments.label_columns,
             max_length=arguments.max_length,
+            stride=arguments.stride,
         )
     )
 
@@ -259,46 +268,11 @@ def _record(pruned: Pruned, arguments: PruneArguments, data: TaskData | None) ->
         "seconds": round(result.figures[-1].seconds or 0.0, 1),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "arguments": asdict(arguments),
-        "data": {} if data is None else provenance(data=data),
+        "origins": origins(asdict(arguments)),
+        "training": {},
+        "data": {} if data is None else provenance(eval=data),
         "metric": result.metric,
         "models": [asdict(figures) for figures in result.figures],
+        "stages": {},
         "removed": pruned.removed,
     }
-
-
-def _card(pruned: Pruned, arguments: PruneArguments, model: PreTrainedModel) -> str:
-    """Return the README.md of a pruned folder: the Hub's metadata, the figures, what was removed, limits."""
-    name = pruned.result.output_dir.resolve().name
-    task = pipeline_task(type(model).__name__)
-    limits = ["Nothing was trained after it was made smaller; `tinybert distill` from the whole model would."]
-    if arguments.vocabulary is not None:
-        limits.append(
-            "Text unlike that its word pieces were chosen by takes more of them, and may be answered worse."
-        )
-    bullets = "\n".join(f"- {limit}" for limit in limits)
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
-tags: [tinybert, pruning]
----
-
-# {name}
-
-`{Path(arguments.model).name}`, made smaller by tinybert:
-
-```
-{pruned.table()}
-```
-
-```python
-from transformers import pipeline
-
-model = pipeline("{task}", model={json.dumps(name)})
-```
-
-## Limits
-
-{bullets}
-
-How it was made, with versions and data fingerprints: `{RECORD}`.
-"""

@@ -1,6 +1,5 @@
 """A run directory -> its report.html: what the record says, and what both models show where they are."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
 from tinybert.corpus import open_corpus
-from tinybert.curves import stage_of_page
+from tinybert.curves import made_of_page, stage_of_page
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.errors import InputError, one_line
 from tinybert.evaluation import predict_logits, score
@@ -24,12 +23,10 @@ from tinybert.model_card import is_unedited, model_card
 from tinybert.report import render
 from tinybert.rows import row_length
 from tinybert.run_directory import PAGE, Figures, Result, Run, file_size, write_whole
-from tinybert.served import onnx_lines, onnx_logits, with_latencies
+from tinybert.served import onnx_lines, onnx_logits, tradeoff, with_latencies
 from tinybert.summary import (
     Line,
     cells,
-    command_line,
-    is_error,
     misfit,
     model_lines,
     read_record,
@@ -43,12 +40,11 @@ logger = logging.getLogger(__name__)
 MOST_EVAL_ROWS = 1000  # that both models are run on again, where a run's own logits are not at hand
 
 _ROWS = {
-    "teacher": str,
-    "eval": str,
     "text_columns": ([str], None),
     "label_column": (str, None),
     "label_columns": ([str], None),
     "max_length": int,
+    "stride": (int, None),
 }
 _CORPUS = {"teacher": str, "corpus": [str], "eval_corpus": ([str], None), "text_column": (str, None)}
 _CHARACTERS = 20_000  # of a corpus: sentences for a few maps
@@ -173,8 +169,10 @@ def _lines(
     """Return all models of the table, and what is to be said under it."""
     *before, made = model_lines(record)
     folders = {made.name: folder}
-    if isinstance(record["arguments"].get("teacher"), str):
-        folders["teacher"] = Path(record["arguments"]["teacher"])
+    for name, option in (("teacher", "teacher"), ("before", "model")):
+        source = record["arguments"].get(option)
+        if isinstance(source, str) and any(line.name == name for line in before):
+            folders[name] = Path(source)
     lines, notes = before, []
     if arguments.baseline is not None:
         lines.append(_baseline(Path(arguments.baseline), record["metric"]))
@@ -195,16 +193,22 @@ def _with_onnx_scores(
         InputError: They cannot be run, or not on all the rows that the other scores are from.
     """
     made = model_lines(record)[-1]
-    if not onnx_lines(folder, made):
+    if record["metric"] is None or not onnx_lines(folder, made):
         return lines
-    if not isinstance(comparison, Comparison):
+    if isinstance(comparison, Comparison):
+        data, rows, is_part = comparison.data, comparison.rows, comparison.is_part
+        tokenizer = comparison.tokenizers[1]
+    elif run_kind(record) == "general":
         raise InputError(comparison)
-    if comparison.is_part:
+    else:
+        model = models.open_task_model(str(folder))
+        data, is_part = _eval_rows(record, model)
+        tokenizer = models.open_tokenizer(str(folder), kind=data.kind)
+        rows = _tokens(record, data, tokenizer, model)
+    if is_part:
         raise InputError(f"the run has more than {MOST_EVAL_ROWS:,} eval rows.")
-    tokenizer = comparison.tokenizers[1]
-    rows = tokenize(comparison.data, tokenizer, record["arguments"]["max_length"])
     found = onnx_logits(folder, made, rows, tokenizer)
-    scores = {name: score(comparison.data, logits)[record["metric"]] for name, logits in found.items()}
+    scores = {name: score(data, rows, logits)[record["metric"]] for name, logits in found.items()}
     return [replace(line, score=scores.get(line.name, line.score)) for line in lines]
 
 
@@ -235,8 +239,8 @@ def _write(
     results: dict[str, Any] = {
         "name": name,
         "stages": [stage_of_page(name, stage, metric) for name, stage in record["stages"].items()],
-        "made": _made(record),
-        "tradeoff": _tradeoff(lines, metric),
+        "made": made_of_page(record),
+        "tradeoff": tradeoff(lines, metric),
         **_evidence(record, comparison),
     }
     results["attention"] = attention or results["attention"]
@@ -270,28 +274,48 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     Raises:
         InputError: Something it takes is not there any more, or not what it was.
     """
-    arguments = record["arguments"]
-    wrong = misfit(arguments, _ROWS, "it")
-    if wrong:
-        raise InputError(f"the arguments in run.json are damaged ({wrong}).")
-    teacher, student = (models.open_task_model(source) for source in (arguments["teacher"], str(folder)))
-    kind, names = models.task_of(student)
+    source = record["arguments"]["teacher"]
+    if not isinstance(source, str):
+        raise InputError("the arguments in run.json are damaged ('teacher' is no text).")
+    teacher, student = (models.open_task_model(each) for each in (source, str(folder)))
+    data, is_part = _eval_rows(record, student)
     teacher_tokenizer, tokenizer = (
-        models.open_tokenizer(source, kind=kind) for source in (arguments["teacher"], str(folder))
+        models.open_tokenizer(each, kind=data.kind) for each in (source, str(folder))
     )
-    columns = {name: arguments[name] for name in ("text_columns", "label_column", "label_columns")}
-    data = load_data(arguments["eval"], split="validation", kind=kind, label_names=names or None, **columns)
-    if data.fingerprint != record["data"].get("eval", {}).get("fingerprint"):
-        raise InputError(f"the rows of {arguments['eval']} are not those of the run any more.")
-    is_part = len(data.rows) > MOST_EVAL_ROWS
-    if is_part:
-        data = replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS)))
-    max_length = row_length(arguments["max_length"], kind, teacher, student)
     tokenizers = teacher_tokenizer, tokenizer
-    teacher_rows, rows = (tokenize(data, each, max_length, arguments.get("stride")) for each in tokenizers)
+    teacher_rows, rows = (_tokens(record, data, each, teacher, student) for each in tokenizers)
     teacher_logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
     logits = predict_logits(student, rows, tokenizer, description="Student")
     return Comparison(data, rows, teacher, student, tokenizers, teacher_logits, logits, is_part)
+
+
+def _eval_rows(record: Mapping[str, Any], model: PreTrainedModel) -> tuple[TaskData, bool]:
+    """Read a run's eval rows again, as its model names labels; say whether they are but the first of them.
+
+    Raises:
+        InputError: They are not there any more, or not what they were.
+    """
+    arguments = record["arguments"]
+    source = arguments.get("data" if run_kind(record) == "prune" else "eval")
+    wrong = misfit(arguments, _ROWS, "it") or misfit(source, str, "its name for the eval rows")
+    if wrong:
+        raise InputError(f"the arguments in run.json are damaged ({wrong}).")
+    kind, names = models.task_of(model)
+    columns = {name: arguments[name] for name in ("text_columns", "label_column", "label_columns")}
+    data = load_data(source, split="validation", kind=kind, label_names=names or None, **columns)
+    if data.fingerprint != record["data"].get("eval", {}).get("fingerprint"):
+        raise InputError(f"the rows of {source} are not those of the run any more.")
+    if len(data.rows) <= MOST_EVAL_ROWS:
+        return data, False
+    return replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS))), True
+
+
+def _tokens(
+    record: Mapping[str, Any], data: TaskData, tokenizer: PreTrainedTokenizerBase, *readers: PreTrainedModel
+) -> Dataset:
+    arguments = record["arguments"]
+    max_length = row_length(arguments["max_length"], data.kind, *readers)
+    return tokenize(data, tokenizer, max_length, arguments["stride"])
 
 
 def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[str, Any]:
@@ -343,49 +367,3 @@ def _maps_of_corpus(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         return _maps(record, pair, models.open_tokenizer(str(folder)), rows)
     except InputError as error:
         return {"reason": one_line(error)}
-
-
-def _tradeoff(lines: Sequence[Line], metric: str | None) -> dict[str, Any] | None:
-    """Return the points of score against latency, where two models have both."""
-    factor = 1 if is_error(metric) else 100
-    points = [
-        (line.name, line.latency, factor * line.score)
-        for line in lines
-        if line.latency is not None and line.score is not None
-    ]
-    if len(points) < 2:
-        return None
-    return {"points": points, "x_label": "milliseconds an answer", "y_label": metric or "score"}
-
-
-def _made(record: Mapping[str, Any]) -> dict[str, Any]:
-    training = record["training"]
-    data = [
-        (
-            f"{name} rows" if name != "corpus" else name,
-            ", ".join(f"{key} {value}" for key, value in about.items()),
-        )
-        for name, about in record["data"].items()
-    ]
-    seeds = [(name, str(training[name])) for name in ("seed", "data_seed") if name in training]
-    seeds = [(name, seed) for name, seed in seeds if seed != "None"]
-    versions = list(record["versions"].items())
-    when = [("finished", record["finished"]), ("took", f"{record['seconds']:,.0f} s")]
-    groups = {
-        "Data, seeds, versions": [*data, *seeds, *versions, *when],
-        "Arguments of the command": _entries(record["arguments"]),
-        "Training arguments": _entries(training),
-    }
-    return {
-        "command": command_line(record["command"]),
-        "groups": [{"title": title, "entries": entries} for title, entries in groups.items()],
-    }
-
-
-def _entries(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown = {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in arguments.items()
-        if value is not None and not name.endswith("token")
-    }
-    return [(name, value[:300]) for name, value in sorted(shown.items())]

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinybert.errors import InputError, one_line
-from tinybert.sessions import FOLDER, FP32, INT8, open_session, runner, session_logits
-from tinybert.summary import Line, misfit
+from tinybert.sessions import FILES, FOLDER, open_session, runner, session_logits
+from tinybert.summary import Line, is_error, misfit
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-FILES = {"onnx": FP32, "onnx_int8": INT8}  # by a benchmark's name of the backend
 _WORDS = {"torch": "", "onnx": " ONNX", "onnx_int8": " int8"}
 _LOAD = {"batch_size": int, "length": int, "p50": float}
 _SHAPE = {
@@ -45,7 +44,7 @@ def _onnx_files(folder: Path, made: Line) -> dict[str, Path]:
 def onnx_logits(
     folder: Path, made: Line, rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, "np.ndarray"]:
-    """Return the logits (rows, C) of each ONNX file of a model folder, by the name of its line.
+    """Return the logits of each ONNX file of a model folder (``session_logits``), by the name of its line.
 
     Args:
         folder: Of the model.
@@ -112,3 +111,16 @@ def _measured(batch: int, length: int, machine: Mapping[str, Any]) -> str:
     count = "" if misfit(threads, int, "") else f", {threads} thread{'s' if threads != 1 else ''}"
     where = f" of {machine['cpu']}" if isinstance(machine.get("cpu"), str) else ""
     return f"An answer here is the one to {texts} of {length} word pieces: the median{count}{where}."
+
+
+def tradeoff(lines: Sequence[Line], metric: str | None) -> dict[str, Any] | None:
+    """Return the points of score against latency, where two models have both; for a page."""
+    factor = 1 if is_error(metric) else 100
+    points = [
+        (line.name, line.latency, factor * line.score)
+        for line in lines
+        if line.latency is not None and line.score is not None
+    ]
+    if len(points) < 2:
+        return None
+    return {"points": points, "x_label": "milliseconds an answer", "y_label": metric or "score"}

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from transformers import PreTrainedTokenizerBase
 
+# Beside a model: the folder, and the file of each backend as benchmarks call it.
 FOLDER, FP32, INT8 = "onnx", "model.onnx", "model_quantized.onnx"
+FILES = {"onnx": FP32, "onnx_int8": INT8}
 MISSING = 'the packages for ONNX are not installed: pip install "tinybert[onnx]"'
+
+_SPANS = ("start_logits", "end_logits")
 
 Run = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
 
@@ -59,10 +63,10 @@ def runner(session: "InferenceSession") -> Run:
 def session_logits(
     run: Run, rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 64
 ) -> np.ndarray:
-    """Return logits (rows, C) as ``evaluation.predict_logits`` does, from an ONNX file.
+    """Return logits as ``evaluation.predict_logits`` does, from an ONNX file: (rows, C) or (tokens, C).
 
     Args:
-        run: Of ``runner``; gives ``logits``, one vector a row.
+        run: Of ``runner``; gives ``logits``, or ``start_logits`` and ``end_logits``.
         rows: Tokenised rows (``tinybert.data.tokenize``); batched by length.
         tokenizer: Pads.
         batch_size: Rows a batch.
@@ -73,6 +77,8 @@ def session_logits(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = tokenizer.pad(rows.select_columns(names)[places], return_tensors="np")
-        for place, logits in zip(places, run(batch)["logits"], strict=True):
-            found[place] = logits
-    return np.stack(found)
+        made = run(batch)
+        logits = made["logits"] if "logits" in made else np.stack([made[name] for name in _SPANS], axis=-1)
+        for place, row, mask in zip(places, logits, batch["attention_mask"], strict=True):
+            found[place] = row if row.ndim == 1 else row[mask.astype(bool)]
+    return np.stack(found) if found[0].ndim == 1 else np.concatenate(found)

@@ -12,7 +12,7 @@ from tinybert.errors import InputError, one_line
 
 RECORD = "run.json"
 
-RunKind = Literal["finetune", "distill", "general"]
+RunKind = Literal["finetune", "distill", "general", "prune"]
 
 _MODEL = {"name": str, "metrics": {str: float}, "parameters": int, "file_size": int}
 _SHAPE = {
@@ -27,8 +27,14 @@ _SHAPE = {
     "models": [_MODEL],
     "stages": {str: dict},
 }
+_REMOVED = {str: {"before": int, "after": int}}  # what pruning took away, in its record alone
 _KINDS = {str: "text", float: "a finite number", int: "a whole number", dict: "an object", list: "a list"}
+_PARTS = {"pieces": "word pieces", "neurons": "feed-forward neurons a layer"}
 _BEYOND = 1e18  # no size, time or score is
+
+
+# What a table calls a share of the score of the model that the others are held to.
+_OF_WHOLE = {"teacher": "of the teacher's", "before": "of what it was"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}): make the run again") from error
     wrong = misfit(record, _SHAPE, "it")
+    if not wrong and "removed" in record:
+        wrong = misfit(record["removed"], _REMOVED, "'removed'")
     if not wrong and not record["models"]:
         wrong = "it names no model, and one at least was expected"
     if wrong:
@@ -115,6 +123,8 @@ def _is(value: object, kind: type) -> bool:
 
 def run_kind(record: Mapping[str, Any]) -> RunKind:
     """Return which command made a run."""
+    if "removed" in record:
+        return "prune"
     if "corpus" in record["arguments"]:
         return "general"
     return "distill" if "teacher" in record["arguments"] else "finetune"
@@ -140,23 +150,22 @@ def model_lines(record: Mapping[str, Any]) -> list[Line]:
 
 
 def with_retention(lines: Sequence[Line], metric: str | None) -> list[Line]:
-    """Return the lines with each score's share of the teacher's, where there is a teacher to keep up with."""
-    teacher = next((line.score for line in lines if line.name == "teacher"), None)
-    if teacher is None or teacher <= 0 or is_error(metric):
+    """Return the lines with each score's share of the teacher's, or of what the model was before pruning."""
+    whole = next((line for line in lines if line.name in _OF_WHOLE), Line(""))
+    if whole.score is None or whole.score <= 0 or is_error(metric):
         return list(lines)
     return [
-        line
-        if line.name == "teacher" or line.score is None
-        else replace(line, retention=line.score / teacher)
+        line if line is whole or line.score is None else replace(line, retention=line.score / whole.score)
         for line in lines
     ]
 
 
 def cells(lines: Sequence[Line], metric: str | None) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the table as text, without columns that nobody could fill."""
+    share = next((_OF_WHOLE[line.name] for line in lines if line.name in _OF_WHOLE), "of the teacher's")
     columns = {
         metric or "score": [score_text(line.score, metric) for line in lines],
-        "of the teacher's": ["" if line.retention is None else f"{line.retention:.1%}" for line in lines],
+        share: ["" if line.retention is None else f"{line.retention:.1%}" for line in lines],
         "parameters": ["" if line.parameters is None else f"{line.parameters / 1e6:.2f} M" for line in lines],
         "file": [size_text(line.file_size) for line in lines],
         "an answer takes": ["" if line.latency is None else f"{line.latency:.1f} ms" for line in lines],
@@ -205,6 +214,8 @@ def verdict(
     metric, by_name = record["metric"], {line.name: line for line in lines}
     made = by_name[record["models"][-1]["name"]]
     teacher, start = by_name.get("teacher"), by_name.get("start")
+    if run_kind(record) == "prune":
+        return _verdict_of_pruning(record, by_name.get("before"), made)
     if made.score is None:
         return [f"A model of {_size(made)} was made; it was not scored."]
     if is_error(metric):
@@ -224,6 +235,25 @@ def verdict(
         f"{score_text(teacher.score, metric)}){_smaller(made, teacher)}{_faster(made, teacher)}."
     ]
     return said + _certainty(made.score - teacher.score, made.score, metric, rows, error_of_difference)
+
+
+def _verdict_of_pruning(record: Mapping[str, Any], before: Line | None, made: Line) -> list[str]:
+    metric = record["metric"]
+    removed = (
+        f"{entry['after']:,} of {entry['before']:,} {_PARTS.get(name, name)}"
+        for name, entry in record["removed"].items()
+    )
+    was = f" instead of {before.parameters / 1e6:.2f} million" if before and before.parameters else ""
+    said = [f"Made smaller without training, it keeps {' and '.join(removed)}; it has {_size(made)}{was}."]
+    if made.score is None or before is None or before.score is None:
+        return [*said, "It was not scored: --data scores before and after."]
+    scores = f"{score_text(made.score, metric)}, where the whole model has {score_text(before.score, metric)}"
+    said.append(f"Its {metric} is {scores}.")
+    error = standard_error(metric, made.score, eval_rows(record))
+    if error is not None:
+        rows = eval_rows(record)
+        said.append(f"On these {rows:,} rows one standard error of a score is {100 * error:.1f} points.")
+    return said
 
 
 def _certainty(

@@ -269,6 +269,7 @@ def test_distill_trains_on_rows_it_augments_and_on_rows_made_before(
         ({"masked_lm": "encoder"}, "has no masked-LM head .* or let word vectors serve all words"),
         ({"data": "hole.csv"}, "column 'text' is empty in row 9"),
         ({"data": "header.csv"}, "has no rows"),
+        ({"teacher": "encoder"}, "--teacher has no meaning without --keep_if_teacher_agrees"),
         ({"data": "twins.csv"}, "more than one column called 'text'"),
     ],
 )
@@ -322,6 +323,8 @@ def test_the_command_says_what_it_made(
 def test_distill_refuses_settings_that_would_do_nothing(toy: dict[str, str]) -> None:
     with pytest.raises(InputError, match="are for --augment true: add it"):
         DistillArguments(**toy, teacher="x", masked_lm="y")
+    with pytest.raises(InputError, match="--copies has no meaning without --augment true"):
+        DistillArguments(**toy, teacher="x", copies=5)
     with pytest.raises(InputError, match="give one of them"):
         DistillArguments(**toy, teacher="x", augment=True, augmented="y.csv")
 

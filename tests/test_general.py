@@ -36,7 +36,8 @@ from tinybert.student import fit_projections
 from tinybert.trainer import DistillationConfig
 from tinybert.training import EncoderTrainer
 
-SHAPE = {"layers": 2, "hidden_size": 16, "intermediate_size": 20, "block_size": 16, "shuffle_buffer": 64}
+SHAPE = {"layers": 2, "hidden_size": 16, "intermediate_size": 20}
+BLOCKS = {"block_size": 16, "shuffle_buffer": 64}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def distil(text: Path, teacher: Path, output: Path, *, held_out: bool = False, *
     arguments = GeneralArguments(
         teacher=str(teacher),
         eval_corpus=[str(text / "eval")] if held_out else None,
-        **SHAPE | {"corpus": [str(text / "*.txt")]} | mine,
+        **({} if "student" in options else SHAPE) | BLOCKS | {"corpus": [str(text / "*.txt")]} | mine,
     )
     usual = QUICK | {"max_steps": 20, "save_steps": 5, "logging_steps": 1, "learning_rate": 3e-3}
     return distill_general(arguments, GeneralConfig(str(output), **usual | rest))
@@ -369,7 +370,7 @@ def test_epochs_are_passes_over_the_corpus(text: Path, start_folder: Path, tmp_p
         ({"tokens_per_batch": 512}, "--tokens_per_batch has no meaning"),
         ({"objective": "distilbert", "hidden_weight": 0.0}, "--hidden_weight has no meaning"),
         ({"corpus": ["nowhere/*.txt"]}, r"nowhere/\*.txt"),
-        ({"layers": 9}, "num_hidden_layers is 9"),
+        ({"layers": 9}, "layers is 9"),
         ({"hidden_size": 18}, "not divisible"),
         ({"objective": "distilbert"}, "no masked-LM head"),
     ],

@@ -175,7 +175,7 @@ def test_general_distillation_has_a_dry_run_too(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 9}, "num_hidden_layers is 9"),
+        ({"layers": 9}, "layers is 9"),
         ({"max_length": 99}, "--max_length is 99"),
         ({"eval": "stranger.csv"}, "'lukewarm' in row 2 is not one of the known labels"),
         ({"student": "other"}, "different vocabularies .* --intermediate_epochs 0"),

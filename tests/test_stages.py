@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from conftest import BAD, FILLERS, GOOD, QUICK, sentence, toy_rows, write_csv
 from tinybert.data import load_data
 from tinybert.errors import InputError
+from tinybert.rows import DataArguments, load_rows
 from tinybert.run_directory import Result
 from tinybert.stages import (
     DistillArguments,
@@ -46,7 +48,8 @@ Toy = dict[str, str]
 def distill(
     toy: Toy, teacher: Path, folder: Path, settings: dict[str, Any] | None = None, **options: Any
 ) -> Result:
-    arguments = DistillArguments(**toy, teacher=str(teacher), **SMALL | LONG | options)
+    shape = {"max_length": 16} if "student" in options else SMALL
+    arguments = DistillArguments(**toy, teacher=str(teacher), **shape | LONG | options)
     return distill_task(arguments, DistillationConfig(str(folder), **QUICK | (settings or {})))
 
 
@@ -278,6 +281,19 @@ def test_either_stage_can_be_left_out(left_out: str, tmp_path: Path, toy: Toy, t
     assert ran == {"intermediate", "prediction"} - {left_out}
 
 
+@pytest.mark.parametrize("option", [{"layers": 1}, {"hidden_size": 16}, {"init": "copy"}, {"heads": 1}])
+def test_a_given_student_has_a_shape_and_a_start_already(
+    option: dict[str, Any], toy: Toy, taught: Result, tmp_path: Path
+) -> None:
+    """--layers 6 beside --student would train a student of four layers without a word."""
+    arguments = DistillArguments(
+        **toy, teacher=str(taught.output_dir), student=str(taught.output_dir), **option
+    )
+    with pytest.raises(InputError, match=f"--{next(iter(option))} has no meaning with --student"):
+        distill_task(arguments, DistillationConfig(str(tmp_path / "student")))
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_given_student_is_trained_in_its_own_shape(
     tmp_path: Path,
     toy: Toy,
@@ -413,6 +429,18 @@ def test_distilberts_missing_token_types_are_no_obstacle(
     taught = finetune(FinetuneArguments(**toy, model=str(start), max_length=16), config)
     result = distill(toy, taught.output_dir, tmp_path / "student", **SHORT, force=True)
     assert json.loads((result.output_dir / "config.json").read_text())["model_type"] == "distilbert"
+
+
+def test_rows_that_teach_and_choose_are_said_to_be_the_same(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A score on rows that were learnt by heart looks like a success until the model is used."""
+    copied = shutil.copy(toy["train"], tmp_path / "other_name.csv")
+    with caplog.at_level("WARNING", logger="tinybert"):
+        load_rows(DataArguments(toy["train"], toy["eval"]))
+    assert not caplog.records
+    load_rows(DataArguments(toy["train"], str(copied)))
+    assert "hold the same rows" in caplog.text
 
 
 def test_a_teacher_no_better_than_chance_needs_force_and_then_there_is_a_warning(

@@ -103,11 +103,11 @@ def test_electras_embeddings_stay_factorised_or_not(
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (StudentSize(4, 16, 20), "num_hidden_layers is 4: it must be from 1 to the teacher's 3"),
-        (StudentSize(0, 16, 20), "num_hidden_layers is 0: it must be from 1"),
+        (StudentSize(4, 16, 20), "layers is 4: it must be from 1 to the teacher's 3"),
+        (StudentSize(0, 16, 20), "layers is 0: it must be from 1"),
         (StudentSize(2, 36, 20), "hidden_size is 36: it must be from 1 to the teacher's 32"),
         (StudentSize(2, 16, 99), "intermediate_size is 99: it must be from 1 to the teacher's 40"),
-        (StudentSize(2, 16, 20, heads=8), "num_attention_heads is 8: it must be from 1 to the teacher's 4"),
+        (StudentSize(2, 16, 20, heads=8), "heads is 8: it must be from 1 to the teacher's 4"),
         (StudentSize(2, 18, 20), "hidden size 18 is not divisible by 4 attention heads: use 16, or"),
         (StudentSize(2, 3, 20), "hidden size 3 is not divisible by 4 attention heads: use 4, or"),
     ],

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tinybert import models
 from tinybert.augment import Augmenter, AugmentSettings
 from tinybert.columns import class_ids, find_texts, read_texts
-from tinybert.errors import InputError
+from tinybert.errors import InputError, refuse_given
 from tinybert.evaluation import class_probabilities
 from tinybert.masked_words import MaskedWords
 from tinybert.tables import OUTPUT_ENDINGS, open_source, open_writer
@@ -91,6 +91,8 @@ def augment_file(arguments: AugmentArguments) -> Augmented:
         InputError: Bad input, see the message; no output has been written then.
     """
     started = time.monotonic()
+    if arguments.keep_if_teacher_agrees is None:
+        refuse_given(arguments, ("teacher", "label_column"), "without --keep_if_teacher_agrees")
     output = Path(arguments.output)
     _check_output(output, arguments.data, overwrite=arguments.overwrite_output)
     job = AugmentJob(arguments)

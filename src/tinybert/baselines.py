@@ -1,11 +1,11 @@
 """What distillation is measured against: the same student, taught without a teacher or with less of it."""
 
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from transformers import PreTrainedModel
 
-from tinybert.errors import InputError
+from tinybert.errors import refuse_given
 from tinybert.objective import DistillationLoss, Kind
 from tinybert.patient import PatientLoss
 from tinybert.trainer import DistillationConfig
@@ -62,11 +62,11 @@ def settle_baseline(arguments: Arguments, config: DistillationConfig) -> tuple[A
     """
     baseline = arguments.baseline
     if baseline is None:
-        _refuse_given("without --baseline pkd", arguments, ("pkd_alpha", "pkd_beta"))
+        refuse_given(arguments, ("pkd_alpha", "pkd_beta"), "without --baseline pkd")
         return arguments, config
     unread = (*_LAYER_LOSSES, *_LABEL_WEIGHTS, *_UNREAD[baseline])
-    _refuse_given(f"with --baseline {baseline}", arguments, ("intermediate_learning_rate", *unread))
-    _refuse_given(f"with --baseline {baseline}", config, unread)
+    refuse_given(arguments, ("intermediate_learning_rate", *unread), f"with --baseline {baseline}")
+    refuse_given(config, unread, f"with --baseline {baseline}")
     stages: Any = arguments
     epochs = stages.intermediate_epochs, stages.prediction_epochs
     one_stage = replace(stages, intermediate_epochs=0.0, prediction_epochs=sum(epochs))
@@ -101,11 +101,3 @@ def last_objective(
         temperature=config.temperature,
         padding=config.padding,
     )
-
-
-def _refuse_given(when: str, options: Any, names: tuple[str, ...]) -> None:
-    for entry in fields(options):
-        if entry.name not in names or entry.default is MISSING:
-            continue
-        if getattr(options, entry.name) != entry.default:
-            raise InputError(f"--{entry.name} has no meaning {when}: leave it out")

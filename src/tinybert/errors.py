@@ -1,5 +1,9 @@
 """The one exception that means "the input is wrong", as opposed to "the code is wrong"."""
 
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input from the user: one line that says what came, what was expected and what to do.
@@ -20,6 +24,24 @@ class Rejected(Exception):
 
     The command line prints it on stderr and exits with 1.
     """
+
+
+def refuse_given(options: Any, names: Iterable[str], when: str) -> None:
+    """Refuse options that nobody would read: those that have another value than their default.
+
+    Args:
+        options: A dataclass.
+        names: Of its fields; what is not one of them, or has no plain default, is passed over.
+        when: What makes them meaningless, as the message goes on: "with --student".
+
+    Raises:
+        InputError: One was given.
+    """
+    unread = set(names)
+    for entry in fields(options):
+        has_default = entry.name in unread and entry.default is not MISSING
+        if has_default and getattr(options, entry.name) != entry.default:
+            raise InputError(f"--{entry.name} has no meaning {when}: leave it out")
 
 
 def one_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from tinybert.closed_form import solve_student
 from tinybert.corpus import Corpus, open_corpus
 from tinybert.corpus_trainer import CorpusTrainer, MaskedPieces
 from tinybert.distilbert import DistilBertLoss
-from tinybert.errors import InputError
+from tinybert.errors import InputError, refuse_given
 from tinybert.objective import DistillationLoss
 from tinybert.packing import BlockStream, pass_length, sample_blocks
 from tinybert.preflight import Preflight, compare_vocabularies
@@ -142,12 +142,7 @@ def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
     if arguments.objective == "distilbert":
         unread += ["embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "padding"]
         unread += ["relation_heads"]
-    for name in unread:
-        if getattr(config, name) != GeneralConfig.__dataclass_fields__[name].default:
-            raise InputError(
-                f"--{name} has no meaning in general distillation with --objective {arguments.objective}: "
-                "leave it out"
-            )
+    refuse_given(config, unread, f"in general distillation with --objective {arguments.objective}")
 
 
 @dataclass(frozen=True)

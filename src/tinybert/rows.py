@@ -1,5 +1,6 @@
 """The rows of a run: which, how they are read, and what must fit between them and a model."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from tinybert import models
 from tinybert.data import TaskData, load_data
 from tinybert.errors import InputError
 from tinybert.tasks import Kind
+
+logger = logging.getLogger(__name__)
 
 MAX_LENGTH_HELP = "Word pieces a row, special ones included: 128, or 384 for questions, unless given."
 STRIDE_HELP = (
@@ -68,6 +71,12 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     held_out = load_data(
         arguments.eval, split="validation", kind=train.kind, label_names=names or None, **columns
     )
+    if held_out.fingerprint == train.fingerprint:
+        logger.warning(
+            "%s and %s hold the same rows: the scores say how well they were learnt by heart, no more",
+            arguments.train,
+            arguments.eval,
+        )
     return train, held_out
 
 

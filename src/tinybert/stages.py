@@ -12,7 +12,7 @@ from tinybert.baselines import BaselineArguments, last_objective, settle_baselin
 from tinybert.collation import PER_TOKEN
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.distillation import Distillation
-from tinybert.errors import InputError
+from tinybert.errors import InputError, refuse_given
 from tinybert.evaluation import check_knowledge, predict_logits, score
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
 from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
@@ -59,6 +59,9 @@ class DistillArguments(DataArguments, StudentArguments, AugmentSettings, Baselin
             raise InputError(
                 "--masked_lm, --word_vectors and --keep_if_teacher_agrees are for --augment true: add it"
             )
+        if not self.augment:
+            settings = ("copies", "candidates", "replace_probability", "stop_words", "masked_share")
+            refuse_given(self, settings, "without --augment true")
         if self.augment and self.augmented:
             raise InputError("--augment makes rows and --augmented names some ready made: give one of them")
         if self.intermediate_epochs is None:

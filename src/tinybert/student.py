@@ -24,7 +24,7 @@ from tinybert import models
 from tinybert.capture import capture, evaluating
 from tinybert.closed_form import Batches, check_solvable, solve_student
 from tinybert.collation import MODEL_INPUTS
-from tinybert.errors import InputError
+from tinybert.errors import InputError, refuse_given
 from tinybert.mapping import layer_map as map_layers
 from tinybert.moments import Moments
 from tinybert.student_config import StudentSize, bert_config, shrink_config
@@ -34,6 +34,8 @@ Family = Literal["bert"]
 
 # The closed form on more text than this gains less than its time is worth (docs/results.md).
 CALIBRATION_TOKENS = 32_768
+
+_OF_A_BUILT_ONE = ("layers", "hidden_size", "intermediate_size", "heads", "student_family", "init")
 
 _BERTS: dict[str, type[PreTrainedModel]] = {
     "": BertModel,
@@ -135,11 +137,7 @@ def begin_student(
             depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
             check_solvable(teacher, student, map_layers(layer_map, *depths))
         return student
-    if arguments.student_family is not None:
-        raise InputError(
-            f"--student_family {arguments.student_family} is about a student to build, and --student names "
-            "one that is there: give one of them"
-        )
+    refuse_given(arguments, _OF_A_BUILT_ONE, f"with --student {arguments.student}, which is there already")
     set_seed(seed)
     student = open_model(arguments.student)
     if student.config.hidden_size > teacher.config.hidden_size:

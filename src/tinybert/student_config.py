@@ -36,19 +36,18 @@ def _asked_sizes(teacher_config: PreTrainedConfig, size: StudentSize) -> dict[st
     Raises:
         InputError: See ``shrink_config``.
     """
-    feed_forward = _feed_forward_name(teacher_config)
     heads = size.heads or teacher_config.num_attention_heads
     asked = {
         "num_hidden_layers": size.layers,
         "hidden_size": size.hidden_size,
-        feed_forward: size.intermediate_size,
+        _feed_forward_name(teacher_config): size.intermediate_size,
         "num_attention_heads": heads,
     }
-    for name, value in asked.items():
+    options = ("layers", "hidden_size", "intermediate_size", "heads")
+    for option, (name, value) in zip(options, asked.items(), strict=True):
         most = getattr(teacher_config, name)
         if not 1 <= value <= most:
-            option = "intermediate_size" if name == feed_forward else name
-            raise InputError(f"the student's {option} is {value}: it must be from 1 to the teacher's {most}")
+            raise InputError(f"--{option} is {value}: it must be from 1 to the teacher's {most}")
     if size.hidden_size % heads:
         raise InputError(
             f"hidden size {size.hidden_size} is not divisible by {heads} attention heads: "

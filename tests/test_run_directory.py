@@ -170,6 +170,12 @@ def test_the_table_shows_each_model_once_with_its_metric_in_percent() -> None:
     assert len({len(line) for line in (lines[0], lines[2])}) == 1
 
 
+def test_an_error_is_no_percentage() -> None:
+    """The same figure stands below as 0.4443, and 44.43 reads like a score."""
+    student = Figures("student", {"hidden_error": 0.44431}, 1_000_000, 4_000_000)
+    assert Result(Path("out"), "hidden_error", (student,)).table().splitlines()[1].split()[1] == "0.4443"
+
+
 def test_run_settings_can_be_written_as_json(tmp_path: Path) -> None:
     """A setting that json does not know would lose the run at its last step."""
     run = make_run(tmp_path)
@@ -183,6 +189,13 @@ def test_run_settings_can_be_written_as_json(tmp_path: Path) -> None:
         "stages",
         "seconds",
     }
+
+
+def test_a_record_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is pushed to the hub as it is, and with it the token that was typed to push it."""
+    monkeypatch.setattr("sys.argv", ["tinybert", "distill", "--hub_token", "hf_secret", "--seed=1"])
+    record = make_run(tmp_path)._record(Result(tmp_path, "accuracy", ()), {})
+    assert record["command"] == ["tinybert", "distill", "--hub_token", "...", "--seed=1"]
 
 
 def test_the_size_of_a_file_counts_shared_weights_once(tmp_path: Path) -> None:

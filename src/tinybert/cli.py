@@ -188,8 +188,9 @@ def _general(options: list[str]) -> None:
         print(preflight_general(arguments, config).text())
         return
     result = distill_general(arguments, config)
-    print(f"\n{result.table()}\n\n{layer_table(result)}")
-    print(f"\nNext: tinybert distill --student {result.output_dir} ...")
+    layers = layer_table(result)  # nothing without held-out text
+    print(f"\n{result.table()}\n" + (f"\n{layers}\n" if layers else ""))
+    print(f"Next: tinybert distill --student {result.output_dir} ...")
 
 
 def _evaluate(options: list[str]) -> None:

@@ -22,7 +22,7 @@ from tinybert.checkpoints import last_whole
 from tinybert.errors import InputError, Stopped
 from tinybert.model_card import model_card, origins
 from tinybert.summary import RECORD as RECORD
-from tinybert.summary import model_lines, with_retention
+from tinybert.summary import model_lines, score_text, with_retention, without_secrets
 from tinybert.training import EncoderTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -66,11 +66,11 @@ class Result:
     figures: tuple[Figures, ...]
 
     def table(self) -> str:
-        """Return the models side by side as text, their metric in percent."""
+        """Return the models side by side as text, their metric in percent unless it is an error."""
         width = max([10, *(len(row.name) for row in self.figures)])
         lines = [f"{'':{width}}{self.metric or '':>18}{'parameters':>14}{'file':>12}{'time':>9}"]
         for row in self.figures:
-            score = "" if self.metric is None else f"{100 * row.metrics[self.metric]:.2f}"
+            score = "" if self.metric is None else score_text(row.metrics[self.metric], self.metric)
             seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
             lines.append(
                 f"{row.name:{width}}{score:>18}{row.parameters / 1e6:12.2f} M"
@@ -275,7 +275,7 @@ class Run:
 
     def _record(self, result: Result, data: dict[str, dict[str, str]]) -> dict[str, Any]:
         return {
-            "command": sys.argv,
+            "command": without_secrets(sys.argv),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds(), 1),
             "versions": {"python": platform.python_version()}

@@ -294,14 +294,20 @@ def _faster(made: Line, teacher: Line) -> str:
     return f", and {ratio:.1f} times faster" if ratio >= 1 else f", but {1 / ratio:.1f} times slower"
 
 
-def command_line(command: Sequence[str]) -> str:
-    """Return a command as a shell takes it, without the secrets that were among its options."""
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Return the words of a command, ``...`` in place of the secrets that were among its options."""
     shown, hides_next = [], False
     for word in command:
         option, equals, _ = word.partition("=")
         is_secret = option.startswith("--") and option.endswith(("token", "password", "key"))
         shown.append("..." if hides_next else f"{option}=..." if is_secret and equals else word)
         hides_next = is_secret and not equals
+    return shown
+
+
+def command_line(command: Sequence[str]) -> str:
+    """Return a command as a shell takes it, without its secrets."""
+    shown = without_secrets(command)
     if shown and Path(shown[0]).name in ("tinybert", "__main__.py"):
         shown[0] = "tinybert"
     return shlex.join(shown)

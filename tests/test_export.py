@@ -296,6 +296,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"reduce_range": "true"}, "--reduce_range is for --int8"),
     "check": ({"check": "{t}/absent.csv", "max_length": 16}, "no such file"),
     "length": ({"check": "{e}", "max_length": 65}, "--max_length is 65: it must be from 3 to 64"),
+    "another model": ({"output_dir": "{t}/other"}, "other holds the weights of another model"),
     "output": ({"output_dir": "{t}/config.json"}, "config.json is a file: give a folder"),
 }
 
@@ -309,6 +310,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     words = []
     for option, value in ({"model": "{t}"} | options).items():
         words += [f"--{option}", str(value).replace("{t}", str(teacher)).replace("{e}", toy["eval"])]
+    shutil.copytree(teacher, teacher / "other")
     before = contents(teacher)
     assert main(["export", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -27,6 +27,7 @@ from tinybert.sessions import FOLDER, FP32, INT8, Run, open_session, runner, ses
 
 TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output
 _CHECKED_ROWS = 64
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass
@@ -151,7 +152,7 @@ def to_onnx(arguments: ExportArguments) -> Exported:
                 drop = 100 * (scores["fp32"] - scores["int8"])
         if drop > arguments.max_drop:
             (written / INT8).unlink()
-        if arguments.output_dir is not None:
+        if folder.resolve() != Path(arguments.model).resolve():
             model.config.save_pretrained(written)
             tokenizer.save_pretrained(written)
         sizes = _publish(written, folder)
@@ -172,6 +173,12 @@ def _output_folder(arguments: ExportArguments) -> Path:
     folder = Path(arguments.output_dir or arguments.model)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file: give a folder")
+    weights = next((path for ending in _WEIGHTS for path in folder.glob(ending)), None)
+    if weights is not None and folder.resolve() != Path(arguments.model).resolve():
+        raise InputError(
+            f"the output folder {folder} holds the weights of another model ({weights.name}), whose "
+            "config.json and tokenizer would be replaced: choose another folder"
+        )
     onnx = folder / FOLDER
     if onnx.exists() and not onnx.is_dir():
         raise InputError(f"{onnx} is a file, where a folder for ONNX files is to be: remove it")

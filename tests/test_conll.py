@@ -52,9 +52,13 @@ def test_columns_are_chosen_by_number_or_by_the_name_in_the_header(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("EU B-ORG\nrejects\n", r"line 2 has 1 columns and line 1 has 2: correct it"),
+        (
+            "EU B-ORG\nrejects\n",
+            r"line 2 has 1 columns and line 1 has 2: expected a word and its tags a line .CoNLL.; correct",
+        ),
         ("EU B-ORG\nrejects VBZ O\n", r"line 2 has 3 columns and line 1 has 2"),
         ("EU\nrejects\n", r"line 1 has one column: expected a word and, last, its tag"),
+        ("1 EU B-ORG\n2 rejects O\n\n1 Peter B-PER\n", r"numbers alone .* --text_columns 2"),
         ("\n\n", r"has no rows: expected a word and its tag a line"),
     ],
 )

@@ -155,7 +155,10 @@ def test_a_new_regression_head_has_one_score_and_no_class_names(classifier_folde
         ("./nowhere", "there is no model folder ./nowhere"),
         ("{tmp}/empty", r"empty is no model folder: it has no config.json"),
         ("{tmp}/file.txt", r"file.txt is a file: give the model folder it lies in"),
-        ("somebody/not-downloaded", "cannot open the model somebody/not-downloaded: "),
+        (
+            "somebody/not-downloaded",
+            "cannot open the model somebody/not-downloaded: there is no such folder here, and as a hub name",
+        ),
         ("not a name!", "cannot open the model not a name!: "),
     ],
 )

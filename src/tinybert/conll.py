@@ -41,7 +41,8 @@ def read_conll(path: Path, words: str | None = None, tags: str | None = None) ->
         Columns ``words`` and ``tags``, lists of text of the same length, a row for each sentence.
 
     Raises:
-        InputError: The file cannot be read, has no such column, or a line has more or fewer cells.
+        InputError: The file cannot be read, has no such column, a line has more or fewer cells, or no column
+            of words was named and the first has numbers alone.
     """
     lines = _lines(path)
     start = next(lines, None)
@@ -66,13 +67,18 @@ def read_conll(path: Path, words: str | None = None, tags: str | None = None) ->
         if len(cells) != len(names):
             raise InputError(
                 f"{path}: line {number} has {len(cells)} columns and line {start[0]} has {len(names)}: "
-                "correct it, or part sentences by an empty line"
+                "expected a word and its tags a line (CoNLL); correct it, or part sentences by an empty line"
             )
         for column, place in zip(sentences, places, strict=True):
             if ended:
                 column.append([])
             column[-1].append(cells[place].strip())
         ended = False
+    if words is None and not named and all(word.isdigit() for sentence in sentences[0] for word in sentence):
+        raise InputError(
+            f"{path} has numbers alone in its first column, as CoNLL-U has: name the columns of words "
+            "and of tags by number, such as --text_columns 2 --label_column 4"
+        )
     kind = pa.list_(pa.string())
     return pa.table({"words": pa.array(sentences[0], kind), "tags": pa.array(sentences[1], kind)})
 

@@ -94,7 +94,8 @@ def open_config(source: str) -> PreTrainedConfig:
         else:
             config = BertConfig.from_pretrained(source)
     except Exception as error:  # of the network, of JSON, of the hub's and the configuration's own checks
-        raise InputError(f"cannot open the model {source}: {one_line(error)}") from error
+        tried = "" if Path(source).exists() else "there is no such folder here, and as a hub name: "
+        raise InputError(f"cannot open the model {source}: {tried}{one_line(error)}") from error
     if getattr(config, "auto_map", None):
         raise InputError(f"the model {source} needs code of its own, which is never run: use a stock model")
     return config

@@ -146,7 +146,7 @@ def _checked(found: Iterable[tuple[Any, ...]], origin: str) -> pa.Table:
         if texts and max(places) < 0:
             raise InputError(
                 f"{where} ({shown(question)}) has the answer {shown(texts[0])}, which is not in its context: "
-                "answers must be parts of it, to the letter"
+                "answers must be parts of it, to the letter (for rows of another kind give --kind)"
             )
         rows.append(
             {

@@ -321,7 +321,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"  {_short(pick['model'])}, batch {pick['batch_size']}, length {pick['length']}: "
             f"{pick['backend']} "
-            f"({1e3 * pick['p50']:.2f} ms, {pick['times_slowest']:.1f} times the slowest)"
+            f"({1e3 * pick['p50']:.2f} ms, {pick['times_slowest']:.1f} times as fast as the slowest)"
         )
     return "\n".join(lines)
 

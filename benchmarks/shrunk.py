@@ -51,8 +51,8 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if not pruned.exists():
         prune(
             PruneArguments(
-                str(student),
-                str(pruned),
+                model=str(student),
+                output_dir=str(pruned),
                 vocabulary=options.pieces,
                 corpus=[options.train],
                 max_length=options.max_length,

@@ -123,6 +123,12 @@ class Experiments:
             words += [f"--{name}", *(str(entry).format(**self.places) for entry in values)]
         return words
 
+    def without_places(self, word: str) -> str:
+        """Return a word of a command line with its folders called as the plan calls them."""
+        for name, place in sorted(self.places.items(), key=lambda entry: -len(entry[1])):
+            word = word.replace(place, f"{{{name}}}")
+        return word
+
     def tinybert(self, words: list[str], log: Path) -> float:
         """Run a command of tinybert; return its seconds. What it printed stays in ``log``."""
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +188,7 @@ class Experiments:
             "parameters": record["models"][-1]["parameters"],
             "commit": self.commit,
             "versions": record["versions"],
-            "command": ["tinybert", *words],
+            "command": ["tinybert", *map(self.without_places, words)],
         }
         with only_one(self.work / "locks" / "results", wait=True), self.results.open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -45,7 +45,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
     metrics = {result["data"]: result["metric"] for result in results}
     teachers = {name: scores("teacher", name) for name in data}
-    heads = ["way", *(f"{name} ({metrics[name]})" for name in data), "kept", "seeds", "seconds a run"]
+    heads = ["way", *(f"{name} ({metrics[name]})" for name in data), "kept", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for way in ways:
         found = {name: scores(way, name) for name in data}
@@ -55,14 +55,12 @@ def table(results: list[dict[str, Any]]) -> str:
             if found[name] and teachers[name]
         ]
         whole = len(kept) == len(data)
-        seconds = [result["seconds"] for result in results if result["way"] == way]
         counts = sorted({len(found[name]) for name in data if found[name]})
         cells = [
             way,
             *(cell(found[name]) for name in data),
             f"{100 * statistics.mean(kept):.1f} %" if whole else "-",
             " or ".join(map(str, counts)),
-            f"{statistics.mean(seconds):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

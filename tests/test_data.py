@@ -463,3 +463,12 @@ def test_another_process_finds_the_cached_tokens(tmp_path: Path, cache: Path, to
     own = tokenize(load_data(tmp_path / "t.csv"), tokenizer, 8).cache_files
     assert other.startswith(str(cache))
     assert [file["filename"] for file in own] == [other]
+
+
+def test_lists_of_labels_may_be_large_ones(tmp_path: Path) -> None:
+    """So polars writes every list, however short."""
+    labels = pa.array([["x"], ["y"], ["x", "y"]], pa.large_list(pa.large_string()))
+    pa.parquet.write_table(pa.table({"text": ["a", "b", "c"], "labels": labels}), tmp_path / "rows.parquet")
+    data = load_data(tmp_path / "rows.parquet")
+    assert data.kind == "multi_label"
+    assert data.rows["label"][:] == [[1, 0], [0, 1], [1, 1]]

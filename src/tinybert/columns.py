@@ -153,8 +153,9 @@ def read_label_column(
 ) -> Labels | None:
     """(label column, kind, class names) of a column of labels or of lists of them; None if it has none."""
     known = class_names(table, column)
-    if pa.types.is_list(table.schema.field(column).type):
-        return _label_lists(table.column(column), given, known, origin)
+    form = table.schema.field(column).type
+    if pa.types.is_list(form) or pa.types.is_large_list(form):  # the latter is how polars writes lists
+        return _label_lists(table.column(column).cast(pa.list_(form.value_type)), given, known, origin)
     if kind == "multi_label":
         raise InputError(
             f"{origin}: column {column!r} holds one label a row, and any number of them is expected: give "

@@ -49,6 +49,21 @@ def teacher(taught: Result, tmp_path: Path) -> Path:
     return shutil.copytree(taught.output_dir, tmp_path / "teacher")
 
 
+def test_as_many_classes_as_tokens_are_all_compared(with_head: Callable[..., PreTrainedModel]) -> None:
+    """Class scores taken for scores of tokens would be left unread where the padding is."""
+    model = with_head("bert", "ForSequenceClassification", num_labels=4)
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 3, 0]] * 2),
+        "attention_mask": torch.tensor([[1, 1, 1, 0]] * 2),
+    }
+    with torch.no_grad():
+        logits = model(**batch).logits.numpy()
+    logits[:, 3] += 0.5
+    assert export.largest_difference(model, lambda _: {"logits": logits}, [batch]) == pytest.approx(
+        0.5, rel=1e-4
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

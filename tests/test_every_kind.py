@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,7 +124,13 @@ def test_a_kind_of_task_goes_from_teacher_to_benchmark(
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(text for text, _ in toy_rows(20)))
     fewer = ["--vocabulary", 22, "--neurons", 12, "--corpus", corpus, "--data", rows["eval"], *how]
-    cli("prune", "--model", student, "--output_dir", pruned, *fewer)
+    said = cli("prune", "--model", student, "--output_dir", pruned, *fewer)
+    following = re.search(r"Next: tinybert (.*) \.\.\.", said)
+    assert following is not None
+    assert following[1].startswith("finetune") == (kind in ("tokens", "questions"))
+    forced = [] if following[1].startswith("finetune") else ["--force", "true"]
+    more = [*data, "--output_dir", tmp_path / "recovered", "--max_steps", 1, *QUICK]
+    cli(*shlex.split(following[1]), *more, *forced)
     before, after = json.loads((pruned / "run.json").read_text())["models"]
     assert before["metrics"] == pytest.approx(figures)
     cli("export", "--model", pruned, *gate)

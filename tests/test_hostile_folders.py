@@ -210,4 +210,4 @@ def test_much_damage_ends_in_a_result_or_one_line(
     """As above, 200 cases each: some succeed, so the cases are not all of one kind."""
     counts = attack_all(command, 200, whole, tmp_path, capsys)
     assert counts[2] > 40
-    assert counts[0] > 20
+    assert counts[0] > 10

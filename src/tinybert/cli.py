@@ -229,10 +229,7 @@ def _prune(options: list[str]) -> None:
     (arguments,) = _parse("prune", options, PruneArguments)
     pruned = prune(arguments)
     print(f"\n{pruned.table()}\n\n{pruned.result.output_dir} holds the model, a plain transformers folder.")
-    stages = "" if arguments.vocabulary is None else "--intermediate_epochs 0 "  # tokens do not compare
-    print(
-        f"Next: tinybert distill --teacher {arguments.model} --student {pruned.result.output_dir} {stages}..."
-    )
+    print(f"Next: tinybert {pruned.recovery} ...")
 
 
 def _export(options: list[str]) -> None:

@@ -196,7 +196,7 @@ def _limits(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
         limits.append("It has no head for a task yet: fine-tune it, or `tinybert distill --student` with it.")
     if run_kind(record) == "prune":
         limits.append(
-            "Nothing was trained after it was made smaller: `tinybert distill` brings back what was lost."
+            "Nothing was trained after it was made smaller: `tinybert distill` or `finetune` comes next."
         )
         if "pieces" in record["removed"]:
             limits.append(

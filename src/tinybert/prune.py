@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
+from tinybert.collation import PER_TOKEN
 from tinybert.corpus import END, open_corpus
 from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_texts
 from tinybert.errors import InputError
@@ -101,10 +102,12 @@ class Pruned:
     Attributes:
         result: The folder, and the figures before and after.
         removed: What was removed, as run.json has it: word ``pieces`` and ``neurons``, before and after each.
+        recovery: The options of ``tinybert`` that bring back what was lost, but for the rows and the output.
     """
 
     result: Result
     removed: dict[str, dict[str, float]]
+    recovery: str
 
     def table(self) -> str:
         """Return both models side by side, and what was removed, as text."""
@@ -122,7 +125,8 @@ def prune(arguments: PruneArguments) -> Pruned:
 
     First the vocabulary (``vocabulary.cut_vocabulary``), then the neurons (``neurons.cut_neurons``) on text
     as the smaller vocabulary spells it. What is lost comes back by ``tinybert distill --teacher OLD --student
-    NEW``; with other pieces by predictions alone, ``--intermediate_epochs 0``.
+    NEW``; with other pieces by predictions alone, ``--intermediate_epochs 0``, where a label is one of a
+    whole text, and by ``tinybert finetune`` where tokens have labels.
 
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
@@ -159,7 +163,8 @@ def prune(arguments: PruneArguments) -> Pruned:
         scores = {} if data is None else _score(arguments, str(path))
         seconds = time.monotonic() - started
         after = Figures("after", scores, smaller.num_parameters(), file_size(smaller), seconds)
-        pruned = Pruned(Result(folder, None if data is None else data.metric, (before, after)), removed)
+        result = Result(folder, None if data is None else data.metric, (before, after))
+        pruned = Pruned(result, removed, _recovery(arguments, model))
         record = _record(pruned, arguments, data)
         lines = with_retention(model_lines(record), record["metric"])
         card = model_card(record, lines, folder.resolve().name, type(smaller).__name__)
@@ -169,6 +174,14 @@ def prune(arguments: PruneArguments) -> Pruned:
 
     write_whole(folder, write)
     return results[0]
+
+
+def _recovery(arguments: PruneArguments, model: PreTrainedModel) -> str:
+    other_pieces = arguments.vocabulary is not None
+    if not models.has_task(model) or (other_pieces and models.task_of(model)[0] in PER_TOKEN):
+        return f"finetune --model {arguments.output_dir}"
+    predictions = " --intermediate_epochs 0" if other_pieces else ""
+    return f"distill --teacher {arguments.model} --student {arguments.output_dir}{predictions}"
 
 
 def _smaller(

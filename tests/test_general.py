@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,14 +259,21 @@ def test_other_blocks_or_another_seed_make_another_student(
     assert weights(other.output_dir) != weights(uninterrupted)
 
 
+def files_of(folder: Path) -> set[str]:
+    """Return the files under a folder, also while others come and go."""
+    return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+
+
 def test_killed_again_and_again_it_still_ends_there(
     text: Path, start_folder: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at random moments, in the middle of checkpoints too."""
     draw = random.Random(0)
     fork = multiprocessing.get_context("fork")
+    stage = tmp_path / "run" / "checkpoints" / "general"
     kills = 0
     while not (tmp_path / "run" / "run.json").exists():
+        before = files_of(stage)
         child = fork.Process(
             target=distil,
             args=(text, start_folder, tmp_path / "run"),
@@ -273,7 +281,10 @@ def test_killed_again_and_again_it_still_ends_there(
         )
         child.start()
         if kills < 4:
-            child.join(draw.uniform(0.1, 0.8))
+            # By the clock a fast machine would be done, and a slow one not have begun.
+            while child.is_alive() and files_of(stage) <= before:
+                time.sleep(0.001)
+            child.join(draw.uniform(0, 0.05))
             if child.is_alive():
                 child.kill()
                 kills += 1
@@ -287,7 +298,8 @@ def test_sigterm_keeps_all_and_exits_with_0(
     text: Path, start_folder: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Then the very command with one more option goes on."""
-    options = {"teacher": start_folder, "corpus": text / "*.txt", "output_dir": tmp_path / "run", **SHAPE}
+    options = {"teacher": start_folder, "corpus": text / "*.txt", "output_dir": tmp_path / "run"}
+    options |= SHAPE | BLOCKS
     options |= {name: value for name, value in QUICK.items() if name != "disable_tqdm"}
     options |= {"max_steps": 20, "save_steps": 5, "learning_rate": 3e-3, "student_dropout": 0.1}
     command = ["general", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
@@ -371,6 +383,7 @@ def test_epochs_are_passes_over_the_corpus(text: Path, start_folder: Path, tmp_p
         ({"objective": "distilbert", "hidden_weight": 0.0}, "--hidden_weight has no meaning"),
         ({"corpus": ["nowhere/*.txt"]}, r"nowhere/\*.txt"),
         ({"layers": 9}, "layers is 9"),
+        ({"block_size": 128}, "--block_size is 128: it must be from 3 to 64"),
         ({"hidden_size": 18}, "not divisible"),
         ({"objective": "distilbert"}, "no masked-LM head"),
     ],

@@ -132,7 +132,7 @@ def _prepare(arguments: GeneralArguments, config: GeneralConfig) -> "_GeneralDis
     strategy = config.mapping_strategy()
     tokenizer_of_student(arguments, tokenizer, compares_tokens=True)
     student = begin_student(arguments, teacher, open_model, layer_map=strategy, seed=config.seed)
-    checked_length(arguments.block_size, teacher, student)
+    checked_length(arguments.block_size, teacher, student, option="block_size")
     return _GeneralDistillation(run, arguments, config, teacher, student, tokenizer, corpus)
 
 

@@ -92,8 +92,8 @@ def row_length(max_length: int | None, kind: Kind, *readers: PreTrainedModel) ->
     return checked_length(max_length, *readers)
 
 
-def checked_length(max_length: int, *readers: PreTrainedModel) -> int:
-    """Return ``max_length`` after checking that every model has that many positions.
+def checked_length(max_length: int, *readers: PreTrainedModel, option: str = "max_length") -> int:
+    """Return a length after checking that every model has that many positions; ``option`` gave it.
 
     Raises:
         InputError: One has not.
@@ -101,7 +101,7 @@ def checked_length(max_length: int, *readers: PreTrainedModel) -> int:
     for reader in readers:
         positions = models.positions_of(reader.config)
         if not 3 <= max_length <= positions:
-            raise InputError(f"--max_length is {max_length}: it must be from 3 to {positions} here")
+            raise InputError(f"--{option} is {max_length}: it must be from 3 to {positions} here")
     return max_length
 
 

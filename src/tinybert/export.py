@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
 from tinybert.capture import evaluating
-from tinybert.data import TaskData, load_data, tokenize
+from tinybert.data import TaskData, tokenize
 from tinybert.errors import InputError, Rejected
 from tinybert.evaluation import score
 from tinybert.onnx_graph import export_graph, made_batches, outputs_of
 from tinybert.quantize import needs_reduced_range, quantize
-from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, row_length
+from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, row_length, rows_to_score
 from tinybert.sessions import FOLDER, FP32, INT8, Run, open_session, runner, session_logits
 
 TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output
@@ -247,17 +247,9 @@ def _check_rows(
             f"--check scores models with a head for a task, and {arguments.model} is a "
             f"{type(model).__name__}: leave it out"
         )
-    kind, names = models.task_of(model)
+    kind, _ = models.task_of(model)
     length = row_length(arguments.max_length, kind, model)
-    data = load_data(
-        str(arguments.check),
-        split="validation",
-        text_columns=arguments.text_columns,
-        label_column=arguments.label_column,
-        label_columns=arguments.label_columns,
-        kind=kind,
-        label_names=names or None,
-    )
+    data = rows_to_score(model, str(arguments.check), arguments)
     return data, tokenize(data, tokenizer, length, arguments.stride)
 
 

@@ -27,11 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinybert import models
 from tinybert.collation import PER_TOKEN
 from tinybert.corpus import END, open_corpus
-from tinybert.data import TaskData, encode_texts, find_texts, load_data, read_texts
+from tinybert.data import TaskData, encode_texts, find_texts, read_texts
 from tinybert.errors import InputError
 from tinybert.model_card import model_card, origins
 from tinybert.neurons import check_neurons, cut_neurons
-from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, provenance, row_length
+from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, provenance, row_length, rows_to_score
 from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
 from tinybert.sessions import FOLDER
 from tinybert.stages import EvaluateArguments, evaluate
@@ -246,16 +246,7 @@ def _sample(arguments: PruneArguments) -> list[tuple[str, str | None]]:
 
 def _labelled(arguments: PruneArguments, model: PreTrainedModel) -> TaskData:
     """Read the labelled rows; ``evaluate`` reads them again, as it would for anyone."""
-    kind, names = models.task_of(model)
-    return load_data(
-        str(arguments.data),
-        split="validation",
-        text_columns=arguments.text_columns,
-        label_column=arguments.label_column,
-        label_columns=arguments.label_columns,
-        kind=kind,
-        label_names=names or None,
-    )
+    return rows_to_score(model, str(arguments.data), arguments)
 
 
 def _score(arguments: PruneArguments, folder: str) -> dict[str, float]:

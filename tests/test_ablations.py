@@ -33,6 +33,7 @@ ABLATIONS: dict[str, tuple[list[str], set[str], set[str], tuple[str, ...]]] = {
     "embeddings": (["--embedding_weight", "0", *ALONE], HIDDEN | ATTENTION, set(), HEAD),
     "hidden states": (["--hidden_weight", "0", *ALONE], EMBEDDING | ATTENTION, set(), (*HEAD, *LAST_BLOCK)),
     "attention": (["--attention_weight", "0", *ALONE], EMBEDDING | HIDDEN, set(), HEAD),
+    "scores": (["--attention_compares", "probabilities", *ALONE], ENCODER, set(), HEAD),
     "Transformer losses": (
         ["--hidden_weight", "0", "--attention_weight", "0", *ALONE],
         EMBEDDING,

@@ -393,6 +393,13 @@ def test_alberts_first_state_is_what_its_layers_read() -> None:
     assert embedded.shape[-1] == 16
 
 
+def test_mpnets_probabilities_are_not_those_of_its_products(tmp_path: Path) -> None:
+    """Its position bias is no product of queries and keys: a softmax without it is no attention of MPNet."""
+    config = DistillationConfig(output_dir=str(tmp_path), attention_compares="probabilities")
+    with pytest.raises(InputError, match="position bias"):
+        config.objective(other("mpnet"), other("mpnet"))
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_mpnets_hooks_live_for_one_forward_pass(wrapped: bool, one_process: None) -> None:
     """A hook that stays would note every later run, by whomever, and hold its graph."""

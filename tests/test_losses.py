@@ -21,6 +21,7 @@ from tinybert.losses import (
     gold_label_loss,
     hidden_loss,
     multi_label_loss,
+    probability_loss,
     score_loss,
     soft_label_loss,
 )
@@ -101,6 +102,39 @@ def test_attention_loss_equals_plain_float64_arithmetic(form: str | None, length
     assert error(loss, truth) < 1e-6
     for gradient, true in zip(gradients(loss, states), gradients(truth, states), strict=True):
         assert error(gradient, true) < 1e-6
+
+
+def plain_probability_loss(states: list[Tensor], attention_mask: Tensor) -> Tensor:
+    """Squared differences of softmaxed scores in float64, one head of one sentence without its padding."""
+    squares, entries = [], 0
+    for row, length in enumerate(attention_mask.sum(dim=-1).tolist()):
+        for head in range(states[0].shape[1]):
+            sq, sk, tq, tk = (state[row, head, :length].double() for state in states)
+            student = (sq @ sk.T * SCALING["student_scaling"]).softmax(-1)
+            teacher = (tq @ tk.T * SCALING["teacher_scaling"]).softmax(-1)
+            squares.append((student - teacher).square().sum())
+            entries += length * length
+    return torch.stack(squares).sum() / entries
+
+
+@pytest.mark.parametrize("length", [1, 7, 40])
+def test_probabilities_are_compared_as_a_softmax_of_real_keys_has_them(length: int) -> None:
+    """Padding that took part in the softmax would make the comparison with scores an unfair one."""
+    states, attention_mask = make_states(length)
+    loss = probability_loss(*states, attention_mask, **SCALING)
+    truth = plain_probability_loss(states, attention_mask)
+    assert (loss - truth).abs() <= 1e-6 * truth
+    for gradient, true in zip(gradients(loss, states), gradients(truth, states), strict=True):
+        assert torch.allclose(gradient.double(), true.double(), rtol=1e-4, atol=1e-9)
+    same = [*states[:2], *(state.detach() for state in states[:2])]
+    assert probability_loss(*same, attention_mask, student_scaling=1, teacher_scaling=1) == 0
+
+
+def test_probabilities_of_unlike_heads_are_refused() -> None:
+    """Broadcasting one head over many would compare what does not belong together."""
+    states, attention_mask = make_states(7, shapes=((1, 5), (3, 8)))
+    with pytest.raises(InputError, match="only scores can be compared"):
+        probability_loss(*states, attention_mask, **SCALING)
 
 
 @pytest.mark.parametrize("length", [7, 130])

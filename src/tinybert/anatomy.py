@@ -218,3 +218,26 @@ def assign(linear: nn.Linear, weights: Tensor) -> None:
     """Copy (in + 1, out), bias last, into a linear layer."""
     linear.weight.copy_(weights[:-1].T)
     linear.bias.copy_(weights[-1])
+
+
+@contextmanager
+def dropping(model: nn.Module, rate: float | None) -> Iterator[None]:
+    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back.
+
+    None leaves them as they are.
+    """
+    rates = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if rate is not None
+        and isinstance(value, float)
+        and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
+    ]
+    for module, name, _ in rates:
+        setattr(module, name, rate)
+    try:
+        yield
+    finally:
+        for module, name, value in rates:
+            setattr(module, name, value)

@@ -141,7 +141,7 @@ def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
     unread = ["tokens_per_batch", "prediction_weight", "gold_weight", "temperature"]
     if arguments.objective == "distilbert":
         unread += ["embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "padding"]
-        unread += ["relation_heads"]
+        unread += ["relation_heads", "attention_compares"]
     refuse_given(config, unread, f"in general distillation with --objective {arguments.objective}")
 
 

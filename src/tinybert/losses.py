@@ -21,8 +21,7 @@ from tinybert.errors import InputError
 
 Padding = Literal["real", "reference"]
 
-# Below this many tokens the T x T scores of a head are cheaper than its Gram matrices
-# (benchmarks/attention_loss.py).
+# Below this many tokens T x T scores are cheaper than Gram matrices (benchmarks/attention_loss.py).
 GRAM_FROM_LENGTH = 96
 
 
@@ -35,8 +34,8 @@ class States:
         queries: Each layer's queries before scaling: L tensors (B, h, T, d_k).
         keys: Each layer's keys, shaped alike.
         scaling: Each layer's factor on the query-key products, usually 1 / sqrt(d_k).
-        logits: The head's output: (B, C), or (B, T, C) where it reads each token (C = 2, start and end, of
-            question answering), or (N, V) at N masked places; None where only the encoder ran.
+        logits: The head's output: (B, C), (B, T, C) of each token (start and end of answers: C = 2), or
+            (N, V) at N masked places; None where only the encoder ran.
     """
 
     hidden: tuple[Tensor, ...] = ()
@@ -197,8 +196,8 @@ def attention_loss(
         attention_mask: (B, T), 1 = real token.
         student_scaling: Factor on the student's products.
         teacher_scaling: Factor on the teacher's products. Relation heads bring their own.
-        relation_heads: r, into which both models' heads are split again. Unless given: the heads
-            themselves, or where their numbers differ the greatest common divisor of them.
+        relation_heads: r, into which both models' heads are split again; where their numbers differ, the
+            greatest common divisor unless given.
         pairs: Real pairs to divide by; those of this mask unless given.
         form: ``"direct"`` makes the T x T scores, ``"gram"`` does not; by length unless given.
         padding: ``"reference"`` repeats the reference implementation: only padded keys and scores of
@@ -224,10 +223,43 @@ def attention_loss(
         both = (queries @ keys.mT, teacher_queries @ teacher_keys.mT)
         student_scores, teacher_scores = (scores.masked_fill(scores <= -100, 0) for scores in both)
         return F.mse_loss(student_scores, teacher_scores)
-    # The length from which the Gram form pays grows with the size of what is compared.
+    # Where the Gram form pays moves with the size of what is compared.
     form = form or ("direct" if length * heads < GRAM_FROM_LENGTH * teacher_heads else "gram")
     total = _ScoreDifference.apply(queries, keys, teacher_queries, teacher_keys, form)
     return total / (heads * (Counts.of(attention_mask).pairs if pairs is None else pairs))
+
+
+@_full_precision
+def probability_loss(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    attention_mask: Tensor,
+    *,
+    student_scaling: float,
+    teacher_scaling: float,
+    pairs: Tensor | None = None,
+) -> Tensor:
+    """Mean squared difference of attention probabilities: equation 7 after mask and softmax, to compare with.
+
+    Arguments and divisor are those of ``attention_loss``; it makes the T x T matrices.
+
+    Raises:
+        InputError: The models have different numbers of heads.
+    """
+    heads, teacher_heads = student_queries.shape[1], teacher_queries.shape[1]
+    if heads != teacher_heads:
+        raise InputError(f"{heads} heads against the teacher's {teacher_heads}: only scores can be compared")
+    real = attention_mask[:, None, :, None].bool()
+
+    def probabilities(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+        scores = _wide(queries) @ _wide(keys).mT * scaling
+        return scores.masked_fill(~real.mT, float("-inf")).softmax(dim=-1).masked_fill(~real, 0)
+
+    target = probabilities(teacher_queries.detach(), teacher_keys.detach(), teacher_scaling)
+    difference = probabilities(student_queries, student_keys, student_scaling) - target
+    return difference.square().sum() / (heads * (Counts.of(attention_mask).pairs if pairs is None else pairs))
 
 
 class _SquaredDistance(torch.autograd.Function):

@@ -20,11 +20,13 @@ from tinybert.losses import (
     gold_label_loss,
     hidden_loss,
     multi_label_loss,
+    probability_loss,
     score_loss,
     soft_label_loss,
 )
 
 Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
+Compared = Literal["scores", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class DistillationLoss(nn.Module):
         padding: See ``attention_loss``.
         relation_heads: See ``attention_loss``: given, or where the models' numbers of heads differ, the
             attention parts compare heads joined and split again (MiniLMv2) instead of equation 7's.
+        attention_compares: Equation 7's scores, or their softmax (``losses.probability_loss``).
     """
 
     def __init__(
@@ -90,9 +93,21 @@ class DistillationLoss(nn.Module):
         temperature: float = 1.0,
         padding: Padding = "real",
         relation_heads: int | None = None,
+        attention_compares: Compared = "scores",
     ) -> None:
-        """Create the projections: the identity where the widths agree, else orthogonal rows."""
+        """Create the projections: the identity where the widths agree, else orthogonal rows.
+
+        Raises:
+            InputError: Weights that train nothing, or of another depth; relation heads that do not fit, or
+                with probabilities, which are of heads as they are.
+        """
         super().__init__()
+        self.attention_compares = attention_compares
+        if attention_compares == "probabilities" and (relation_heads is not None or padding == "reference"):
+            raise InputError(
+                "attention probabilities are compared head with head over real tokens: "
+                "leave out relation heads and the reference's padding, or compare scores"
+            )
         self.layer_map = tuple(layer_map)
         self.weights = weights or LossWeights()
         self.kind, self.temperature, self.padding = kind, temperature, padding
@@ -227,22 +242,33 @@ class DistillationLoss(nn.Module):
                     padding=self.padding,
                 )
             if m and self._weight("attention", m):
-                parts[f"attention_{m}"] = attention_loss(
-                    student.queries[m - 1],
-                    student.keys[m - 1],
-                    teacher.queries[g - 1],
-                    teacher.keys[g - 1],
-                    attention_mask,
-                    student_scaling=student.scaling[m - 1],
-                    teacher_scaling=teacher.scaling[g - 1],
-                    relation_heads=self.relation_heads,
-                    pairs=counts.pairs,
-                    padding=self.padding,
-                )
+                parts[f"attention_{m}"] = self._attention_part(student, teacher, m, attention_mask, counts)
         if self.reads_logits:
             rows = self._rows(student.logits, teacher.logits, labels, attention_mask, counts.examples)
             parts |= self._prediction_parts(*rows)
         return parts
+
+    def _attention_part(
+        self, student: States, teacher: States, m: int, attention_mask: Tensor, counts: Counts
+    ) -> Tensor:
+        g = self.layer_map[m - 1]
+        attention = (
+            student.queries[m - 1],
+            student.keys[m - 1],
+            teacher.queries[g - 1],
+            teacher.keys[g - 1],
+            attention_mask,
+        )
+        scaling = {"student_scaling": student.scaling[m - 1], "teacher_scaling": teacher.scaling[g - 1]}
+        if self.attention_compares == "probabilities":
+            return probability_loss(*attention, **scaling, pairs=counts.pairs)
+        return attention_loss(
+            *attention,
+            **scaling,
+            relation_heads=self.relation_heads,
+            pairs=counts.pairs,
+            padding=self.padding,
+        )
 
     def _rows(
         self, student_logits: Any, teacher_logits: Any, labels: Any, attention_mask: Tensor, examples: Tensor

@@ -1,7 +1,6 @@
 """Distillation on the Hugging Face Trainer: everything of it applies, only the loss is ours."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-from tinybert.anatomy import states_pass_by
+from tinybert.anatomy import dropping, states_pass_by
 from tinybert.capture import capture, check_capturable, evaluating
 from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
 from tinybert.losses import Counts, States
 from tinybert.mapping import layer_map
-from tinybert.objective import DistillationLoss, Kind, LossWeights
+from tinybert.objective import Compared, DistillationLoss, Kind, LossWeights
 from tinybert.training import EncoderTrainer, TrainingConfig
 
 PROJECTIONS_NAME = "projections.safetensors"
@@ -42,6 +41,10 @@ class DistillationConfig(TrainingConfig):
             "help": "Join both models' heads and split them into so many for the attention loss (MiniLMv2). "
             "Unless given: the heads, or where their numbers differ the greatest common divisor."
         },
+    )
+    attention_compares: Compared = field(
+        default="scores",
+        metadata={"help": "What eq. 7 compares: the unnormalised scores, or their softmax, to compare with."},
     )
     prediction_weight: float = field(default=1.0, metadata={"help": "Weight of the soft labels, eq. 10."})
     gold_weight: float = field(default=0.0, metadata={"help": "Weight of the gold labels (0 in the paper)."})
@@ -121,6 +124,7 @@ class DistillationConfig(TrainingConfig):
             temperature=self.temperature,
             padding=self.padding,
             relation_heads=self.relation_heads,
+            attention_compares=self.attention_compares,
         )
         _check_shown(objective, student, teacher)
         return objective
@@ -235,7 +239,7 @@ class DistillationTrainer(EncoderTrainer):
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with _dropping(self.model, dropout):
+            with dropping(self.model, dropout):
                 return super().train(*args, **kwargs)
         finally:
             for parameter in trainable:
@@ -368,29 +372,12 @@ class _ObjectiveCallback(TrainerCallback):
 
 
 def _check_shown(objective: Objective, *models: PreTrainedModel | None) -> None:
+    whole = getattr(objective, "attention_compares", "scores") == "probabilities"
     for model in models:
         if objective.reads_scores and model is not None:
             check_capturable(model)
-
-
-@contextmanager
-def _dropping(model: nn.Module, rate: float | None) -> Iterator[None]:
-    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back.
-
-    None leaves them as they are.
-    """
-    rates = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if rate is not None
-        and isinstance(value, float)
-        and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
-    ]
-    for module, name, _ in rates:
-        setattr(module, name, rate)
-    try:
-        yield
-    finally:
-        for module, name, value in rates:
-            setattr(module, name, value)
+            if whole and model.config.model_type == "mpnet":
+                raise InputError(
+                    "MPNet adds a position bias to its scores, so products of queries and keys alone do not "
+                    "give its attention probabilities: leave --attention_compares at scores"
+                )

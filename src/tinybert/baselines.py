@@ -12,8 +12,8 @@ from tinybert.trainer import DistillationConfig
 
 Baseline = Literal["finetune", "soft_labels", "pkd"]
 
-_LAYER_LOSSES = ("embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "relation_heads")
-_LAYER_LOSSES += ("attention_compares",)
+_ATTENTION = ("attention_weight", "attention_compares", "relation_heads")
+_LAYER_LOSSES = ("embedding_weight", "hidden_weight", *_ATTENTION, "layer_weights")
 _LABEL_WEIGHTS = ("prediction_weight", "gold_weight")
 # Options that say something of a run with the full objective, and of a baseline nothing.
 _UNREAD: dict[str, tuple[str, ...]] = {

@@ -12,6 +12,7 @@ The YAML file has, each an entry a name:
 - ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
 - ``prepare``: commands that make ``{work}/NAME``, run once, and only if a way that is run speaks of it.
 - ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
+  What all ways have stands once under ``distil``, also of a data set; a way's own win.
 - ``seeds``: every way is run on all data with each.
 
 ``{data}``, ``{work}`` and ``{encoder}`` stand for folders. No model sees the rows that are reported on; the
@@ -210,7 +211,8 @@ class Experiments:
             teacher = {"teacher": str(self.teacher(data))}
             way_options = dict(self.plan["ways"][way] or {})
             per_data = way_options.pop("data", {}).get(data, {})
-            given = teacher | self.training_rows(data) | way_options | per_data
+            usual = (self.plan.get("distil") or {}) | self.plan["data"][data].get("distil", {})
+            given = teacher | self.training_rows(data) | usual | way_options | per_data
             words = ["distill", *self.options(given), "--seed", str(seed), "--output_dir", str(folder)]
             words += ["--overwrite_output_dir", "true"]
             seconds = self.tinybert(words, folder.with_suffix(".log"))

@@ -53,6 +53,8 @@ def test_a_plan_speaks_of_options_that_there_are(path: Path) -> None:
     assert plan["ways"]
     for options in plan["teachers"].values():
         assert set(options) <= finetune
+    for options in (plan["distil"], *(data.get("distil", {}) for data in plan["data"].values())):
+        assert set(options) <= distil
     for options in plan["ways"].values():
         assert set(options) - {"data"} <= distil
         assert all(set(more) <= distil for more in options.get("data", {}).values())

@@ -115,7 +115,20 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path: Path) ->
     assert (tmp_path / RECORD).exists(), "the check alone removes nothing"
     run.claim()
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"notes/mine.txt", "mine.txt"}
+    assert left == {"notes/mine.txt", "mine.txt", f"{CHECKPOINTS}/settings.json"}
+
+
+def test_a_run_goes_on_with_the_settings_it_was_begun_with(tmp_path: Path) -> None:
+    """Half of the steps at one rate and half at another make a model that no command describes."""
+    make_run(tmp_path, learning_rate=1e-4).claim()
+    again = {"resume_from_checkpoint": "true", "logging_steps": 7, "per_device_train_batch_size": 2}
+    make_run(tmp_path, learning_rate=1e-4, **again).claim()
+    with pytest.raises(InputError, match=r"begun with learning_rate 0.0001, and is to go on with 0.0002"):
+        make_run(tmp_path, learning_rate=2e-4, **again)
+    with pytest.raises(InputError, match=r"begun with bf16 False, and is to go on with True"):
+        make_run(tmp_path, learning_rate=1e-4, bf16=True, **again)
+    make_run(tmp_path, learning_rate=2e-4, overwrite=True).claim()
+    make_run(tmp_path, learning_rate=2e-4, **again)
 
 
 @pytest.mark.parametrize("word", [None, "false", "False", ""])

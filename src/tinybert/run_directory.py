@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,21 @@ from tinybert.summary import model_lines, score_text, with_retention, without_se
 from tinybert.training import EncoderTrainer
 
 CHECKPOINTS = "checkpoints"
+SETTINGS = "settings.json"
 PAGE = "report.html"
 _RECORDED_PACKAGES = ("tinybert", "torch", "transformers", "datasets", "accelerate")
+
+# Of TrainingArguments, what a resumed run must have as it was begun. Batches may become smaller for want of
+# memory; where, how often and to whom things are written is free.
+_HELD = {"learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "warmup_steps", "optim"} | {
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "data_seed",
+    "bf16",
+    "fp16",
+}
+_FREE = ("overwrite_output_dir", "dry_run", "config")
 
 Config = TypeVar("Config", bound=TrainingArguments)
 
@@ -165,6 +178,8 @@ class Run:
         self.stages: dict[str, Any] = {}
         self.is_main = PartialState().is_main_process
         check_claimable(self.folder, overwrite=self.overwrite, resume=self.resume, inputs=inputs)
+        if self.resume:
+            self._check_as_begun()
 
     def seconds(self) -> float:
         """Return the time since the run began."""
@@ -181,6 +196,35 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
             for name in (CHECKPOINTS, "onnx"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+        if not (self.resume and (self.folder / CHECKPOINTS / SETTINGS).exists()):
+            settings = json.dumps(self._settings())
+            write_whole(self.folder / CHECKPOINTS, lambda folder: (folder / SETTINGS).write_text(settings))
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides what a run makes, as JSON has it."""
+        own = {entry.name for entry in fields(self.config)} - {
+            entry.name for entry in fields(TrainingArguments)
+        }
+        training = {name: getattr(self.config, name) for name in sorted(own | _HELD)}
+        found = asdict(self.arguments) | training
+        return json.loads(json.dumps({name: found[name] for name in found if name not in _FREE}, default=str))
+
+    def _check_as_begun(self) -> None:
+        """Refuse to go on with other settings than the run was begun with.
+
+        Raises:
+            InputError: One differs; a model made half by the one and half by the other is neither.
+        """
+        kept = self.folder / CHECKPOINTS / SETTINGS
+        if not kept.is_file():
+            return
+        begun, now = json.loads(kept.read_text(encoding="utf-8")), self._settings()
+        for name in begun:
+            if name in now and begun[name] != now[name]:
+                raise InputError(
+                    f"the run in {self.folder} was begun with {name} {begun[name]}, and is to go on with "
+                    f"{now[name]}: give what it was, or start anew with --overwrite_output_dir true"
+                )
 
     def stage_folder(self, stage: str) -> Path:
         """Return where a stage keeps its checkpoints."""

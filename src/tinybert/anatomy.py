@@ -14,6 +14,9 @@ from tinybert.errors import InputError
 
 Batch = Mapping[str, Tensor]
 
+# What families call the projection of the queries, alone or with others.
+_QUERIES = ("query", "q_lin", "q", "query_proj", "Wqkv")
+
 _BERT = {
     "layers": "encoder.layer",
     "query": "attention.self.query",
@@ -221,23 +224,24 @@ def assign(linear: nn.Linear, weights: Tensor) -> None:
 
 
 @contextmanager
-def dropping(model: nn.Module, rate: float | None) -> Iterator[None]:
-    """Set every dropout rate of a model, also those its attention reads as numbers; then set them back.
+def dropping(model: nn.Module, states: float | None, attention: float | None) -> Iterator[None]:
+    """Set the dropout rates of a model's states and of its attention probabilities; then set them back.
 
-    None leaves them as they are.
+    None leaves them as they are. Of attention is what lies in a module that has the projection of the
+    queries, but for what it does to its output.
     """
-    rates = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if rate is not None
-        and isinstance(value, float)
-        and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
-    ]
-    for module, name, _ in rates:
-        setattr(module, name, rate)
+    rates = []
+    for module in model.modules():
+        attends = any(hasattr(module, name) for name in _QUERIES)
+        for name, child in (*vars(module).items(), *module.named_children()):
+            holder = (child, "p", child.p) if isinstance(child, nn.Dropout) else (module, name, child)
+            rate = attention if attends and not name.startswith("out") else states
+            if "drop" in name and isinstance(holder[2], float) and rate is not None:
+                rates.append((*holder, rate))
+    for holder, name, _, rate in rates:
+        setattr(holder, name, rate)
     try:
         yield
     finally:
-        for module, name, value in rates:
-            setattr(module, name, value)
+        for holder, name, before, _ in rates:
+            setattr(holder, name, before)

@@ -96,6 +96,9 @@ class GeneralConfig(DistillationConfig):
     save_steps: float = field(
         default=500, metadata={"help": "Evaluate and keep a checkpoint every so many steps."}
     )
+    student_dropout: float | None = field(
+        default=0.0, metadata={"help": "Dropout of the student's states: none, as text never runs out."}
+    )
 
 
 def distill_general(arguments: GeneralArguments, config: GeneralConfig) -> Result:

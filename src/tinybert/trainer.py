@@ -58,7 +58,8 @@ class DistillationConfig(TrainingConfig):
     student_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Dropout in the student; 0 while it imitates, its own config's on gold labels alone."
+            "help": "Dropout of the student's states; its own config's unless given. Its attention has "
+            "none while it imitates."
         },
     )
     padding: Literal["real", "reference"] = field(
@@ -229,17 +230,17 @@ class DistillationTrainer(EncoderTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still.
 
-        Dropout makes noise in what is to match a teacher; without a teacher it is fine-tuning's own.
+        Dropped attention probabilities would need the T x T matrices, so while the student imitates there
+        are none; its states' dropout is worth a point on small sets.
         """
         dropout = self.args.student_dropout
-        if dropout is None and self.objective.reads_teacher:
-            dropout = 0.0
+        of_attention = 0.0 if self.objective.reads_teacher else dropout
         unread = [] if self.objective.reads_logits else states_pass_by(self.model)
         trainable = [parameter for parameter in unread if parameter.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with dropping(self.model, dropout):
+            with dropping(self.model, dropout, of_attention):
                 return super().train(*args, **kwargs)
         finally:
             for parameter in trainable:

@@ -5,7 +5,7 @@ a: the reference implementation's arithmetic: padded to 128 tokens (or T), fp32,
    Kinder than the original, which leaves its teacher's dropout on and steps its optimiser in Python.
 b: plain Hugging Face, fp32: padded to the longest text, eager attention, squared error of
    ``output_attentions`` (probabilities, so another loss), means over everything.
-c: tinybert in fp32: batches of like length, no T x T scores, no dropout, fused AdamW.
+c: tinybert in fp32: batches of like length, no T x T scores, no dropout of attention, fused AdamW.
 d: the same under bfloat16 autocast.
 """
 
@@ -106,9 +106,9 @@ def make_step(variant: str, teacher: BertModel) -> Step:
         loss_of = partial(common_loss, variant, student, teacher)
     else:
         student.set_attn_implementation("sdpa")
-        for module in student.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # as ``DistillationConfig.student_dropout`` has it
+        for name, module in student.named_modules():
+            if isinstance(module, nn.Dropout) and name.endswith("attention.self.dropout"):
+                module.p = 0.0  # as ``DistillationTrainer`` has it
         mapped = layer_map("uniform", student.config.num_hidden_layers, teacher.config.num_hidden_layers)
         head = DistillationLoss(width, teacher_width, mapped, weights=LossWeights(prediction=0))
         loss_of = partial(our_loss, student, teacher)

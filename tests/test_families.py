@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +24,7 @@ from transformers import (
 
 from conftest import QUICK, randomise, toy_rows
 from test_capture import CAPTURED, OTHERS, other
+from test_every_kind import write_rows
 from tinybert.errors import InputError
 from tinybert.run_directory import Result
 from tinybert.stages import DistillArguments, EvaluateArguments, distill_task, evaluate
@@ -29,6 +32,7 @@ from tinybert.trainer import DistillationConfig
 
 SOLVED = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "mpnet")
 FAMILIES = ("bert", "roberta", "electra", "distilbert", *OTHERS)
+STAGES = ("intermediate", "prediction")
 LABELS = {0: "negative", 1: "positive"}
 SHAPE: dict[str, Any] = {"layers": 2, "hidden_size": 16, "intermediate_size": 24, "max_length": 16}
 Save = Callable[[PreTrainedModel, Path], Path]
@@ -99,6 +103,39 @@ def test_every_family_is_distilled_or_told_how(
     opened = check_result(distil(toy, teacher, folder, float(captured), **options), toy, parts)
     assert type(opened) is type(AutoModelForSequenceClassification.from_pretrained(teacher))
     assert (opened.config.num_hidden_layers, opened.config.hidden_size) == (2, 16)
+
+
+HEADS = {"tokens": AutoModelForTokenClassification, "questions": AutoModelForQuestionAnswering}
+TAGS = dict(enumerate(("O", "B-POS", "I-POS", "B-NEG", "I-NEG")))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_tags_and_answers(
+    family: str, kind: str, tiny_encoder: Callable[..., PreTrainedModel], save_model: Save, tmp_path: Path
+) -> None:
+    """Heads over tokens hang on each family in a way of its own, and so do its places and pieces."""
+    labels = {"id2label": TAGS, "label2id": {name: number for number, name in TAGS.items()}}
+    given = labels if kind == "tokens" else {}
+    if family in OTHERS:
+        teacher = other(family, HEADS[kind], **given)
+    else:
+        teacher = randomise(HEADS[kind].from_config(tiny_encoder(family, **given).config))
+    source = save_model(teacher, tmp_path / "teacher")
+    rows = {name: str(write_rows(kind, tmp_path / name, seed)) for seed, name in enumerate(("train", "eval"))}
+    captured = family not in OTHERS or family in CAPTURED
+    options = {"max_length": 24, "init": "closed_form" if family in SOLVED else "random"}
+    result = distil(rows, source, tmp_path / "student", float(captured), **options)
+    stages = json.loads((result.output_dir / "run.json").read_text())["stages"]
+    log = [{name for name in stages[stage]["log"][0] if name.endswith("_loss")} for stage in STAGES]
+    assert ("attention_2_loss" in log[0], "hidden_2_loss" in log[0]) == (captured, True)
+    assert log[1] == {"prediction_loss"}
+    opened = HEADS[kind].from_pretrained(result.output_dir)
+    assert type(opened) is type(teacher)
+    assert opened.config.num_hidden_layers == 2
+    asked = {"max_length": 24} | ({"stride": 8} if kind == "questions" else {})
+    found = evaluate(EvaluateArguments(str(result.output_dir), rows["eval"], **asked))
+    assert found[result.metric or ""] == pytest.approx(result.figures[-1].metrics[result.metric or ""])
 
 
 @pytest.fixture(scope="module")

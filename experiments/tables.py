@@ -4,7 +4,7 @@
 
 Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document; a
 mark without results is an error, and an experiment without a mark is printed only. A cell is the mean over
-seeds with the lowest and highest; "kept" is the mean over data of student / teacher.
+seeds with the lowest and highest, and its share of the teacher's; "kept" is the mean of these shares.
 """
 
 import argparse
@@ -27,18 +27,20 @@ def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def cell(scores: list[float]) -> str:
-    """Return a mean and its range over seeds."""
+def cell(scores: list[float], teacher: list[float]) -> str:
+    """Return a mean, its range over seeds, and how much of the teacher's it is."""
     if not scores:
         return "-"
     mean = f"{statistics.mean(scores):.1f}"
-    return mean if len(scores) == 1 else f"{mean} ({min(scores):.1f} to {max(scores):.1f})"
+    if len(scores) > 1:
+        mean += f" ({min(scores):.1f} to {max(scores):.1f})"
+    return f"{mean}; {100 * statistics.mean(scores) / teacher[0]:.1f} %" if teacher else mean
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return one experiment as a markdown table: a way a row, a data set a column."""
     data = list(dict.fromkeys(result["data"] for result in results))
-    ways = sorted({result["way"] for result in results}, key=lambda way: way != "teacher")
+    ways = sorted(dict.fromkeys(result["way"] for result in results), key=lambda way: way != "teacher")
 
     def scores(way: str, name: str) -> list[float]:
         return [result["score"] for result in results if (result["way"], result["data"]) == (way, name)]
@@ -58,7 +60,7 @@ def table(results: list[dict[str, Any]]) -> str:
         counts = sorted({len(found[name]) for name in data if found[name]})
         cells = [
             way,
-            *(cell(found[name]) for name in data),
+            *(cell(found[name], [] if way == "teacher" else teachers[name]) for name in data),
             f"{100 * statistics.mean(kept):.1f} %" if whole else "-",
             " or ".join(map(str, counts)),
         ]

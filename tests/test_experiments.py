@@ -126,8 +126,13 @@ def test_a_table_has_means_ranges_and_what_was_kept() -> None:
     head, _, *rows = tables.table(results).splitlines()
     assert head.startswith("| way | a (accuracy) | b (accuracy) |")
     cells = {row.strip("| ").split(" | ")[0]: row.strip("| ").split(" | ")[1:] for row in rows}
-    assert cells["distilled"][:4] == ["78.0 (76.0 to 80.0)", "50.0 (50.0 to 50.0)", "98.8 %", "2"]
-    assert cells["other"][:3] == ["40.0", "-", "-"]
+    assert cells["distilled"][:4] == [
+        "78.0 (76.0 to 80.0); 97.5 %",
+        "50.0 (50.0 to 50.0); 100.0 %",
+        "98.8 %",
+        "2",
+    ]
+    assert cells["other"][:3] == ["40.0; 50.0 %", "-", "-"]
     assert next(iter(cells)) == "teacher"
 
 

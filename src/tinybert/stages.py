@@ -25,6 +25,7 @@ from tinybert.rows import (
     provenance,
     row_length,
     rows_to_score,
+    warn_if_shared,
 )
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
@@ -152,7 +153,7 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     """
     job = _prepare_distillation(arguments, config)
     train, held_out = job.data
-    taught_on = _TaughtRows(arguments, config, train, job.max_length)
+    taught_on = _TaughtRows(arguments, config, job.data, job.max_length)
     _announce(job.run, job.taught_on(taught_on.known()).preflight(copies=taught_on.copies))
     job.run.claim()
     taught = taught_on.rows(job.run.folder)
@@ -177,7 +178,7 @@ def preflight_distill(arguments: DistillArguments, config: DistillationConfig) -
         InputError: As ``distill_task`` does before it trains.
     """
     job = _prepare_distillation(arguments, config)
-    taught_on = _TaughtRows(arguments, config, job.data[0], job.max_length)
+    taught_on = _TaughtRows(arguments, config, job.data, job.max_length)
     job = job.taught_on(taught_on.known())
     found = job.preflight(copies=taught_on.copies)
     rows = few_train_rows(config, job.train_rows["length"])
@@ -267,8 +268,13 @@ class _TaughtRows:
     """The rows a student is taught on: those given, or augmented ones; bad input is found when it is made."""
 
     def __init__(
-        self, arguments: DistillArguments, config: DistillationConfig, train: TaskData, max_length: int
+        self,
+        arguments: DistillArguments,
+        config: DistillationConfig,
+        data: tuple[TaskData, TaskData],
+        max_length: int,
     ) -> None:
+        train, held_out = data
         self._arguments, self._train = arguments, train
         if (arguments.augment or arguments.augmented) and train.kind in PER_TOKEN:
             raise InputError(
@@ -276,6 +282,8 @@ class _TaughtRows:
                 "--augment and --augmented out"
             )
         self._ready = None if arguments.augmented is None else self._load(arguments.augmented)
+        if self._ready is not None:
+            warn_if_shared(self._ready, held_out)
         self._job = None
         if arguments.augment:
             names = {entry.name for entry in fields(AugmentArguments)} & {

@@ -123,8 +123,10 @@ BAD_INPUTS = {
     "no model, finetune": Bad("finetune", {"model": "{w}/nobody"}, "no model folder .*nobody: give an"),
     "no head": Bad("distill", {"teacher": "{w}/headless"}, "headless has no classification head .Bert"),
     "no head, evaluate": Bad("evaluate", {"model": "{w}/headless"}, "headless has no classification head"),
-    "no better than chance": Bad(
-        "distill", {"teacher": "{w}/ignorant"}, "ignorant is no better than chance on .* add --force to go on"
+    "labels in another order": Bad(
+        "distill",
+        {"teacher": "{w}/ignorant"},
+        "ignorant has its labels in another order than the rows on .* add --force to go",
     ),
     "deeper": Bad("distill", {"layers": 9}, "layers is 9: it must be from 1 to the teacher's 3"),
     "wider": Bad("distill", {"hidden_size": 64}, "hidden_size is 64: it must be from 1 to the teacher's 32"),

@@ -240,7 +240,7 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
         check_ids(name, model, checked)
     logits = predict_logits(teacher, teacher_rows, teacher_tokenizer, description="Teacher")
     metrics = score(held_out, teacher_rows, logits)
-    check_knowledge(arguments.teacher, held_out, metrics, force=arguments.force)
+    check_knowledge(arguments.teacher, held_out, logits, metrics, force=arguments.force)
     return Distillation(
         run=run,
         teacher=teacher,

@@ -38,8 +38,8 @@ def cell(scores: list[float], teacher: list[float]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return one experiment as a markdown table: a way a row, a data set a column."""
-    data = list(dict.fromkeys(result["data"] for result in results))
+    """Return one experiment as a markdown table: a way a row, a data set of which a way was run a column."""
+    data = list(dict.fromkeys(result["data"] for result in results if result["way"] != "teacher"))
     ways = sorted(dict.fromkeys(result["way"] for result in results), key=lambda way: way != "teacher")
 
     def scores(way: str, name: str) -> list[float]:

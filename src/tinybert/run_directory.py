@@ -178,15 +178,19 @@ class Run:
         self.stages: dict[str, Any] = {}
         self.is_main = PartialState().is_main_process
         check_claimable(self.folder, overwrite=self.overwrite, resume=self.resume, inputs=inputs)
-        if self.resume:
-            self._check_as_begun()
 
     def seconds(self) -> float:
         """Return the time since the run began."""
         return time.monotonic() - self.started
 
     def claim(self) -> None:
-        """Make the folder; where it is to be overwritten, remove what an earlier run made, and only that."""
+        """Make the folder; where it is to be overwritten, remove what an earlier run made, and only that.
+
+        Raises:
+            InputError: The run is to go on with other settings than it was begun with.
+        """
+        if self.resume:
+            self._check_as_begun()
         PartialState().wait_for_everyone()  # no process may find the folder another has just made
         if not self.is_main:
             return

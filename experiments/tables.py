@@ -56,7 +56,7 @@ def table(results: list[dict[str, Any]]) -> str:
             for name in data
             if found[name] and teachers[name]
         ]
-        whole = len(kept) == len(data)
+        whole = 0 < len(kept) == len(data)
         counts = sorted({len(found[name]) for name in data if found[name]})
         cells = [
             way,

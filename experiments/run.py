@@ -11,7 +11,7 @@ The YAML file has, each an entry a name:
   ``rotten_tomatoes`` and ``reviews`` need no file: a package brings them.
 - ``teachers``: options of ``tinybert finetune`` for all data (``default``) and for some of them.
 - ``prepare``: commands that make ``{work}/NAME``, run once, and only if a way that is run speaks of it.
-- ``ways``: options of ``tinybert distill``, one set a row of the table; under ``data`` those of some data.
+- ``ways``: options of ``tinybert distill``, one set a row of the table.
   What all ways have stands once under ``distil``, also of a data set; a way's own options win.
 - ``seeds``: every way is run on all data with each.
 
@@ -209,10 +209,8 @@ class Experiments:
                 return
             folder = self.work / "runs" / "-".join(key)
             teacher = {"teacher": str(self.teacher(data))}
-            way_options = dict(self.plan["ways"][way] or {})
-            per_data = way_options.pop("data", {}).get(data, {})
             usual = (self.plan.get("distil") or {}) | self.plan["data"][data].get("distil", {})
-            given = teacher | self.training_rows(data) | usual | way_options | per_data
+            given = teacher | self.training_rows(data) | usual | (self.plan["ways"][way] or {})
             words = ["distill", *self.options(given), "--seed", str(seed), "--output_dir", str(folder)]
             words += ["--overwrite_output_dir", "true"]
             seconds = self.tinybert(words, folder.with_suffix(".log"))

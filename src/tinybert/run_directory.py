@@ -32,7 +32,13 @@ _RECORDED_PACKAGES = ("tinybert", "torch", "transformers", "datasets", "accelera
 
 # Of TrainingArguments, what a resumed run must have as it was begun. Batches may become smaller for want of
 # memory; where, how often and to whom things are written is free.
-_HELD = {"learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "warmup_steps", "optim"} | {
+_HELD = {
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "optim",
     "weight_decay",
     "max_grad_norm",
     "seed",
@@ -40,7 +46,6 @@ _HELD = {"learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", 
     "bf16",
     "fp16",
 }
-_FREE = ("overwrite_output_dir", "dry_run", "config")
 
 Config = TypeVar("Config", bound=TrainingArguments)
 
@@ -206,12 +211,10 @@ class Run:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides what a run makes, as JSON has it."""
-        own = {entry.name for entry in fields(self.config)} - {
-            entry.name for entry in fields(TrainingArguments)
-        }
+        own = {entry.name for entry in fields(self.config)}
+        own -= {"overwrite_output_dir", *(entry.name for entry in fields(TrainingArguments))}
         training = {name: getattr(self.config, name) for name in sorted(own | _HELD)}
-        found = asdict(self.arguments) | training
-        return json.loads(json.dumps({name: found[name] for name in found if name not in _FREE}, default=str))
+        return json.loads(json.dumps(asdict(self.arguments) | training, default=str))
 
     def _check_as_begun(self) -> None:
         """Refuse to go on with other settings than the run was begun with.

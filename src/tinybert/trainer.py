@@ -231,7 +231,7 @@ class DistillationTrainer(EncoderTrainer):
         """Train as the Trainer does, at ``student_dropout`` and with what no loss reaches held still.
 
         Dropped attention probabilities would need the T x T matrices, so while the student imitates there
-        are none; its states' dropout is worth a point on small sets.
+        are none.
         """
         dropout = self.args.student_dropout
         of_attention = 0.0 if self.objective.reads_teacher else dropout
@@ -373,11 +373,11 @@ class _ObjectiveCallback(TrainerCallback):
 
 
 def _check_shown(objective: Objective, *models: PreTrainedModel | None) -> None:
-    whole = getattr(objective, "attention_compares", "scores") == "probabilities"
+    softmaxed = isinstance(objective, DistillationLoss) and objective.attention_compares == "probabilities"
     for model in models:
         if objective.reads_scores and model is not None:
             check_capturable(model)
-            if whole and model.config.model_type == "mpnet":
+            if softmaxed and model.config.model_type == "mpnet":
                 raise InputError(
                     "MPNet adds a position bias to its scores, so products of queries and keys alone do not "
                     "give its attention probabilities: leave --attention_compares at scores"

@@ -127,6 +127,13 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(tmp_path: Path) -> No
         make_run(tmp_path, learning_rate=2e-4, **again).claim()
     with pytest.raises(InputError, match=r"begun with bf16 False, and is to go on with True"):
         make_run(tmp_path, learning_rate=1e-4, bf16=True, **again).claim()
+    kept = tmp_path / CHECKPOINTS / "settings.json"
+    for damaged in ("{", "3", "[1]"):
+        whole = kept.read_text()
+        kept.write_text(damaged)
+        with pytest.raises(InputError, match="was begun with, is damaged"):
+            make_run(tmp_path, learning_rate=1e-4, **again).claim()
+        kept.write_text(whole)
     for more in ({"overwrite": True}, again):
         settled = make_run(tmp_path, learning_rate=2e-4, **more)
         settled.arguments = Arguments("found out after the check, such as the length of rows")

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinybert.batch_mix import check_batches
 from tinybert.closed_form import solve_student
 from tinybert.collation import Collator
 from tinybert.data import TaskData, tokenize
@@ -208,4 +209,5 @@ class Distillation:
             vocabulary=compare_vocabularies(self.tokenizer, self.teacher_tokenizer),
             teacher=(metric, score(self.data[1], self.eval_rows, self.teacher_logits)[metric], chance),
             layers=self.objective.layer_map if self.objective is not None else (),
+            batches=check_batches(self.data[0], self.calibration["length"], self.prediction_config),
         )

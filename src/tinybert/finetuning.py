@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tinybert import models
+from tinybert.batch_mix import check_batches
 from tinybert.collation import Collator
 from tinybert.data import TaskData, tokenize
 from tinybert.errors import InputError
@@ -70,6 +71,7 @@ class FineTuning:
             (plan,),
             data=self.data,
             lengths={"model": lengths},
+            batches=check_batches(self.data[0], self.train_rows["length"], self.config),
         )
 
 

@@ -104,6 +104,7 @@ class Preflight:
         vocabulary: How the word pieces of the two models compare; empty for one model.
         teacher: The metric that counts, the teacher's value and that of chance, on the eval rows.
         layers: g(1), ..., g(M), where states are compared.
+        batches: What batches of like length would do to the labels; empty where nothing.
         beside: What the estimated time does not hold.
     """
 
@@ -116,6 +117,7 @@ class Preflight:
     vocabulary: str = ""
     teacher: tuple[str, float, float] | None = None
     layers: tuple[int, ...] = ()
+    batches: str = ""
     beside: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -126,6 +128,7 @@ class Preflight:
             "vocabulary": [self.vocabulary] if self.vocabulary else [],
             "teacher": [self._teacher_line()] if self.teacher else [],
             "lengths": [line for name in self.lengths for line in self._length_lines(name)],
+            "batches": [self.batches] if self.batches else [],
             "layers": [self._layer_line()] if self.layers else [],
             "parameters": [self._parameter_line()],
             "steps": [f"{stage.name}: {_steps(stage)}" for stage in self.stages],
@@ -138,10 +141,11 @@ class Preflight:
         )
 
     def short(self) -> str:
-        """Return the four lines that a run begins with."""
+        """Return the few lines that a run begins with."""
         lines = [self._teacher_line()] if self.teacher else []
         lines.append("; ".join(filter(None, [self._layer_line(), self._parameter_line(), self.vocabulary])))
         lines += [f"{self.lengths[name].line()}{_of(name, self.lengths)}" for name in self.lengths]
+        lines += [self.batches] if self.batches else []
         lines.append("steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in self.stages))
         return "\n".join(lines)
 

@@ -220,12 +220,20 @@ class Run:
         """Refuse to go on with other settings than the run was begun with.
 
         Raises:
-            InputError: One differs; a model made half by the one and half by the other is neither.
+            InputError: One differs; a model made half by the one and half by the other is neither. Or the
+                file that says what they were is damaged.
         """
         kept = self.folder / CHECKPOINTS / SETTINGS
         if not kept.is_file():
             return
-        begun, now = json.loads(kept.read_text(encoding="utf-8")), self._settings()
+        try:
+            begun = dict(json.loads(kept.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{kept}, which says what the run was begun with, is damaged ({error}): start anew with "
+                "--overwrite_output_dir true, or delete the file if you know the options to be the same"
+            ) from error
+        now = self._settings()
         for name in begun:
             if name in now and begun[name] != now[name]:
                 raise InputError(

@@ -15,9 +15,10 @@ The YAML file has, each an entry a name:
   What all ways have stands once under ``distil``, also of a data set; a way's own options win.
 - ``seeds``: every way is run on all data with each.
 
-``{data}``, ``{work}`` and ``{encoder}`` stand for folders. No model sees the rows that are reported on; the
-checkpoint is chosen on others, for teacher and student alike. Several of these processes may run at a time,
-each pinned to a core: a run that another has begun is left to it.
+``{data}``, ``{work}`` and ``{encoder}`` stand for folders, in ways also ``{solved}``: the student in closed
+form of the data's teacher, made once, so that ways which start from it differ in nothing else. No model sees
+the rows that are reported on; the checkpoint is chosen on others, for teacher and student alike. Several of
+these processes may run at a time, each pinned to a core: a run that another has begun is left to it.
 """
 
 import argparse
@@ -185,6 +186,17 @@ class Experiments:
                 )
         return folder
 
+    def solved(self, data: str) -> Path:
+        """Return the student of a data set as solved from its teacher, made when first asked for."""
+        folder = self.work / "solved" / data
+        given = {"teacher": str(self.teacher(data)), "intermediate_epochs": 0, "prediction_epochs": 0}
+        words = ["distill", *self.options(given | self.training_rows(data)), "--seed", "42"]
+        words += ["--output_dir", str(folder), "--overwrite_output_dir", "true"]
+        with only_one(self.work / "locks" / f"solved-{data}", wait=True):
+            if not (folder / "run.json").exists():
+                self.tinybert(words, folder.with_suffix(".log"))
+        return folder
+
     def run(self) -> None:
         """Run what no other process has begun and no result is there of."""
         wanted = str([self.plan["ways"][way] for way in self.ways])
@@ -210,7 +222,10 @@ class Experiments:
             folder = self.work / "runs" / "-".join(key)
             teacher = {"teacher": str(self.teacher(data))}
             usual = (self.plan.get("distil") or {}) | self.plan["data"][data].get("distil", {})
-            given = teacher | self.training_rows(data) | usual | (self.plan["ways"][way] or {})
+            way_options = self.plan["ways"][way] or {}
+            if "{solved}" in way_options.values():
+                self.places["solved"] = str(self.solved(data))
+            given = teacher | self.training_rows(data) | usual | way_options
             words = ["distill", *self.options(given), "--seed", str(seed), "--output_dir", str(folder)]
             words += ["--overwrite_output_dir", "true"]
             seconds = self.tinybert(words, folder.with_suffix(".log"))

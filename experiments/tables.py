@@ -2,8 +2,9 @@
 
     python experiments/tables.py [--results experiments/results.jsonl] [--document docs/results.md] [--print]
 
-Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document; a
-mark without results is an error, and an experiment without a mark is printed only. A cell is the mean over
+Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document, of some ways
+if the mark lists them, in that order (``<!-- experiment NAME: WAY WAY -->``); a mark without results is an
+error, and an experiment without a mark is printed only. A cell is the mean over
 seeds with the lowest and highest, and its share of the teacher's; "kept" is the mean of these shares.
 """
 
@@ -37,8 +38,24 @@ def cell(scores: list[float], teacher: list[float]) -> str:
     return f"{mean}; {100 * statistics.mean(scores) / teacher[0]:.1f} %" if teacher else mean
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Return one experiment as a markdown table: a way a row, a data set of which a way was run a column."""
+def table(results: list[dict[str, Any]], shown: list[str] | None = None) -> str:
+    """Return one experiment as a markdown table: a way a row, a data set of which a way was run a column.
+
+    Args:
+        results: Those of the experiment.
+        shown: The ways to show below the teacher; all of them if not given.
+
+    Raises:
+        SystemExit: There are no results of such a way.
+    """
+    if shown is not None:
+        missing = set(shown) - {result["way"] for result in results}
+        if missing:
+            sys.exit(f"the document asks for ways without results: {', '.join(sorted(missing))}")
+        order = ["teacher", *shown]
+        results = sorted(
+            (result for result in results if result["way"] in order), key=lambda row: order.index(row["way"])
+        )
     data = list(dict.fromkeys(result["data"] for result in results if result["way"] != "teacher"))
     ways = sorted(dict.fromkeys(result["way"] for result in results), key=lambda way: way != "teacher")
 
@@ -68,7 +85,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def filled(document: str, tables: dict[str, str]) -> str:
+def filled(document: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """Return a document with its marked places filled.
 
     Raises:
@@ -76,12 +93,15 @@ def filled(document: str, tables: dict[str, str]) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in tables:
+        name, ways = found[1], found[2]
+        if name not in results:
             sys.exit(f"the document has a place for the experiment {name!r}, and there are no results of it")
-        return f"<!-- experiment {name} -->\n{tables[name]}\n<!-- end {name} -->"
+        lines = table(results[name], ways.split() if ways else None)
+        return f"{found[0].splitlines()[0]}\n{lines}\n<!-- end {name} -->"
 
-    return re.sub(r"<!-- experiment (\S+) -->\n.*?<!-- end \1 -->", fill, document, flags=re.DOTALL)
+    return re.sub(
+        r"<!-- experiment (\w+)(?:: (.*?))? -->\n.*?<!-- end \1 -->", fill, document, flags=re.DOTALL
+    )
 
 
 def main() -> None:
@@ -90,13 +110,13 @@ def main() -> None:
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
     options = parser.parse_args()
-    tables = {name: table(results) for name, results in read(options.results).items()}
+    experiments = read(options.results)
     text = options.document.read_text(encoding="utf-8")
-    for name, lines in tables.items():
-        if options.print or f"<!-- experiment {name} -->" not in text:
-            print(f"{name}\n\n{lines}\n")
+    for name, results in experiments.items():
+        if options.print or f"<!-- experiment {name}" not in text:
+            print(f"{name}\n\n{table(results)}\n")
     if not options.print:
-        options.document.write_text(filled(text, tables), encoding="utf-8")
+        options.document.write_text(filled(text, experiments), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ BAD_INPUTS = {
     ),
     "no epochs": Bad(
         "distill",
-        {"intermediate_epochs": 0, "prediction_epochs": 0},
+        {"intermediate_epochs": 0, "prediction_epochs": 0, "init": "random"},
         "got 0.* intermediate and 0.* one must",
     ),
     "negative epochs": Bad("distill", {"prediction_epochs": -1}, "neither may be negative"),

@@ -126,11 +126,29 @@ def test_a_table_has_means_ranges_and_what_was_kept() -> None:
     assert next(iter(cells)) == "teacher"
 
 
+def test_a_table_may_show_some_ways_in_an_order_of_its_own() -> None:
+    """One experiment answers several questions."""
+    ways = ("second", "teacher", "first", "other")
+    results = [result(way, "a", 42, 80.0) for way in ways]
+    rows = tables.table(results, ["first", "second"]).splitlines()[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["teacher", "first", "second"]
+    with pytest.raises(SystemExit, match="without results: missing"):
+        tables.table(results, ["first", "missing"])
+
+
 def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
     """A table pasted by hand is out of date a day later."""
-    document = "before\n<!-- experiment x -->\nold\n<!-- end x -->\nafter\n"
-    filled = tables.filled(document, {"x": "| new |"})
-    assert filled == "before\n<!-- experiment x -->\n| new |\n<!-- end x -->\nafter\n"
-    assert tables.filled(filled, {"x": "| new |"}) == filled
+    results = {"x": [result(way, "a", 42, 80.0) for way in ("one", "two")]}
+    whole, of_one = tables.table(results["x"]), tables.table(results["x"], ["two"])
+    document = (
+        "before\n<!-- experiment x -->\nold\n<!-- end x -->\nafter\n"
+        "<!-- experiment x: two -->\nold\n<!-- end x -->\nend\n"
+    )
+    filled = tables.filled(document, results)
+    assert filled == (
+        f"before\n<!-- experiment x -->\n{whole}\n<!-- end x -->\nafter\n"
+        f"<!-- experiment x: two -->\n{of_one}\n<!-- end x -->\nend\n"
+    )
+    assert tables.filled(filled, results) == filled
     with pytest.raises(SystemExit, match="no results"):
-        tables.filled(document, {"y": "| new |"})
+        tables.filled(document, {"y": results["x"]})

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 from conftest import BAD, FILLERS, GOOD, QUICK, sentence, toy_rows, write_csv
+from tinybert.cli import main
 from tinybert.data import load_data
 from tinybert.errors import InputError
 from tinybert.rows import DataArguments, load_rows, shared_rows
@@ -282,6 +283,29 @@ def test_either_stage_can_be_left_out(left_out: str, tmp_path: Path, toy: Toy, t
     record = json.loads((result.output_dir / "run.json").read_text())
     ran = {stage for stage in ("intermediate", "prediction") if stage in record["stages"]}
     assert ran == {"intermediate", "prediction"} - {left_out}
+
+
+def test_a_student_can_stay_as_it_was_solved(tmp_path: Path, toy: Toy, taught: Result) -> None:
+    """A minute instead of training: the page, the card and the next run take it like any other."""
+    shape = {"layers": 2, "hidden_size": 16, "intermediate_size": 32, "max_length": 16}
+    words = toy | shape | {"teacher": taught.output_dir, "intermediate_epochs": 0, "prediction_epochs": 0}
+    command = ["distill", "--use_cpu", *(f"--{name}={value}" for name, value in words.items())]
+    assert main([*command, f"--output_dir={tmp_path / 'dry'}", "--dry_run"]) == 0
+    assert main([*command, f"--output_dir={tmp_path / 'out'}"]) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert set(record["stages"]) == {"closed_form"}
+    solved = record["stages"]["closed_form"]["metrics"]
+    assert record["models"][-1]["metrics"] == pytest.approx(solved, abs=1e-6)
+    assert (tmp_path / "out" / "report.html").exists()
+    again = distill(toy, taught.output_dir, tmp_path / "again", student=str(tmp_path / "out"), **SHORT)
+    assert again.figures[-1].parameters == record["models"][-1]["parameters"]
+
+
+@pytest.mark.parametrize("more", [{"init": "random"}, {"baseline": "finetune"}, {"augmented": "rows.csv"}])
+def test_nothing_else_is_left_untrained(more: dict[str, Any], toy: Toy, tmp_path: Path) -> None:
+    """A random student of no epochs is a mistake."""
+    with pytest.raises(InputError, match="one must be above 0 unless the student is to stay as"):
+        DistillArguments(**toy, teacher="t", intermediate_epochs=0, prediction_epochs=0, **more)
 
 
 @pytest.mark.parametrize("option", [{"layers": 1}, {"hidden_size": 16}, {"init": "copy"}, {"heads": 1}])

@@ -146,7 +146,8 @@ class Preflight:
         lines.append("; ".join(filter(None, [self._layer_line(), self._parameter_line(), self.vocabulary])))
         lines += [f"{self.lengths[name].line()}{_of(name, self.lengths)}" for name in self.lengths]
         lines += [self.batches] if self.batches else []
-        lines.append("steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in self.stages))
+        steps = ", ".join(f"{stage.name} {stage.steps:,}" for stage in self.stages)
+        lines.append(f"steps: {steps or 'none'}")
         return "\n".join(lines)
 
     def _label_lines(self, train: TaskData, held_out: TaskData) -> list[str]:

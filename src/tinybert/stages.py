@@ -78,10 +78,11 @@ class DistillArguments(DataArguments, StudentArguments, AugmentSettings, Baselin
         if self.prediction_epochs is None:
             self.prediction_epochs = 2.0 if self.is_solved else 3.0
         epochs = (self.intermediate_epochs, self.prediction_epochs)
-        if min(epochs) < 0 or max(epochs) == 0:
+        solves_alone = self.is_solved and not (self.baseline or self.augment or self.augmented)
+        if min(epochs) < 0 or (max(epochs) == 0 and not solves_alone):
             raise InputError(
                 f"got {epochs[0]} intermediate and {epochs[1]} prediction epochs: neither may be negative, "
-                "and one must be above 0 for anything to be trained"
+                "and one must be above 0 unless the student is to stay as --init closed_form solves it"
             )
 
 

@@ -69,14 +69,16 @@ class Experiments:
     """The runs of one YAML file in one work folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Read the file."""
+        """Read the file and find the encoder."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        encoder = options.encoder or minilm()
         self.plan = yaml.safe_load(options.plan.read_text(encoding="utf-8"))
         self.name = options.plan.stem
         self.results: Path = options.results
-        self.work: Path = options.work_dir
+        self.work: Path = options.work_dir.resolve()
         self.data_dir: Path = options.data_dir
         self.keep: bool = options.keep
-        self.places = {"data": str(options.data_dir), "work": str(self.work), "encoder": options.encoder}
+        self.places = {"data": str(options.data_dir), "work": str(self.work), "encoder": encoder}
         self.data = [name for name in self.plan["data"] if name in (options.data or self.plan["data"])]
         self.ways = [name for name in self.plan["ways"] if name in (options.ways or self.plan["ways"])]
         self.seeds = options.seeds or self.plan["seeds"]
@@ -167,6 +169,10 @@ class Experiments:
             "versions": record["versions"],
             "command": ["tinybert", *map(self.without_places, words)],
         }
+        self.append(result)
+
+    def append(self, result: Mapping[str, Any]) -> None:
+        """Append a line to the results."""
         with only_one(self.work / "locks" / "results", wait=True), self.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
 
@@ -235,8 +241,8 @@ class Experiments:
                 shutil.rmtree(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ``Experiments`` reads."""
     parser.add_argument("plan", type=Path, help="YAML file of experiments")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of the data files")
     parser.add_argument("--work_dir", type=Path, required=True, help="gets data, teachers, runs and logs")
@@ -246,11 +252,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", help="some of the ways only")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the plan's")
     parser.add_argument("--keep", action="store_true", help="keep the students")
-    options = parser.parse_args()
-    options.encoder = options.encoder or minilm()
-    options.work_dir = options.work_dir.resolve()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    Experiments(options).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    Experiments(parser.parse_args()).run()
 
 
 if __name__ == "__main__":

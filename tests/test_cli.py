@@ -167,6 +167,8 @@ BAD_INPUTS = {
         {"intermediate_epochs": 0, "prediction_epochs": 0, "init": "random"},
         "got 0.* intermediate and 0.* one must",
     ),
+    "a gate without files": Bad("distill", {"max_drop": 2}, "--max_drop .* without --onnx"),
+    "a gate of 200 points": Bad("distill", {"onnx": True, "max_drop": 200}, "expected points from 0 to 100"),
     "negative epochs": Bad("distill", {"prediction_epochs": -1}, "neither may be negative"),
     "no epochs, finetune": Bad("finetune", {"num_train_epochs": 0}, "--num_train_epochs .* nothing"),
     "no weights": Bad("distill", _ZERO_WEIGHTS, "every loss weight is 0, so nothing would be trained"),

@@ -109,7 +109,9 @@ def test_a_kind_of_task_goes_from_teacher_to_benchmark(
     said = cli(*distilled, "--max_steps", 2, "--dry_run", "true")
     assert re.search(rf"teacher +the teacher's {metric.partition('_sp')[0]} is", said)
     assert not student.exists()
-    cli(*distilled, "--max_steps", 2)
+    said = cli(*distilled, "--max_steps", 2, "--onnx", "true", "--max_drop", "100")
+    assert re.search(r"model_quantized\.onnx +\d", said), "scored"
+    assert list(table_of(student)) == ["teacher", "student", "student ONNX", "student int8"]
     record = json.loads((student / "run.json").read_text())
     figures = record["models"][-1]["metrics"]
     assert record["metric"] == metric

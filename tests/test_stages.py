@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from conftest import BAD, FILLERS, GOOD, QUICK, sentence, toy_rows, write_csv
 from tinybert.cli import main
 from tinybert.data import load_data
-from tinybert.errors import InputError
+from tinybert.errors import InputError, Rejected
+from tinybert.export import ExportArguments
 from tinybert.rows import DataArguments, load_rows, shared_rows
 from tinybert.run_directory import Result
 from tinybert.stages import (
@@ -287,8 +288,7 @@ def test_either_stage_can_be_left_out(left_out: str, tmp_path: Path, toy: Toy, t
 
 def test_a_student_can_stay_as_it_was_solved(tmp_path: Path, toy: Toy, taught: Result) -> None:
     """A minute instead of training: the page, the card and the next run take it like any other."""
-    shape = {"layers": 2, "hidden_size": 16, "intermediate_size": 32, "max_length": 16}
-    words = toy | shape | {"teacher": taught.output_dir, "intermediate_epochs": 0, "prediction_epochs": 0}
+    words = toy | SMALL | {"teacher": taught.output_dir, "intermediate_epochs": 0, "prediction_epochs": 0}
     command = ["distill", "--use_cpu", *(f"--{name}={value}" for name, value in words.items())]
     assert main([*command, f"--output_dir={tmp_path / 'dry'}", "--dry_run"]) == 0
     assert main([*command, f"--output_dir={tmp_path / 'out'}"]) == 0
@@ -299,6 +299,28 @@ def test_a_student_can_stay_as_it_was_solved(tmp_path: Path, toy: Toy, taught: R
     assert (tmp_path / "out" / "report.html").exists()
     again = distill(toy, taught.output_dir, tmp_path / "again", student=str(tmp_path / "out"), **SHORT)
     assert again.figures[-1].parameters == record["models"][-1]["parameters"]
+
+
+def test_files_that_are_refused_cost_nobody_the_student(
+    tmp_path: Path,
+    toy: Toy,
+    taught: Result,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The 8-bit file that lost too much comes after the training, whose result stays."""
+
+    def refuse(arguments: ExportArguments) -> None:
+        assert (arguments.int8, arguments.check, arguments.max_drop) == (True, toy["eval"], 0.5)
+        assert (Path(arguments.model) / "run.json").exists()
+        raise Rejected("8-bit weights cost 9 points")
+
+    monkeypatch.setattr("tinybert.stages.to_onnx", refuse)
+    words = toy | SMALL | {"teacher": taught.output_dir, "output_dir": tmp_path / "out"}
+    words |= {"intermediate_epochs": 0, "prediction_epochs": 0, "onnx": True, "max_drop": 0.5}
+    assert main(["distill", "--use_cpu", *(f"--{name}={value}" for name, value in words.items())]) == 1
+    assert "8-bit weights cost 9 points" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("more", [{"init": "random"}, {"baseline": "finetune"}, {"augmented": "rows.csv"}])

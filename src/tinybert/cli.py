@@ -168,7 +168,8 @@ def _distill(options: list[str]) -> None:
         print(preflight_distill(arguments, config).text())
         return
     result = distill_task(arguments, config)
-    print(f"\n{result.table()}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
+    tables = "\n\n".join(filter(None, [result.table(), result.files]))
+    print(f"\n{tables}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
     if (result.output_dir / "report.html").is_file():
         print(f"What it kept: {result.output_dir / 'report.html'}")
 

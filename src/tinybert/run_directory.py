@@ -77,11 +77,13 @@ class Result:
         output_dir: The run directory.
         metric: The metric that counts here; None where nothing was evaluated.
         figures: The models to compare; the one that was made is the last.
+        files: What the ONNX files hold and score, as text; empty where none were asked for.
     """
 
     output_dir: Path
     metric: str | None
     figures: tuple[Figures, ...]
+    files: str = ""
 
     def table(self) -> str:
         """Return the models side by side as text, their metric in percent unless it is an error."""

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,13 @@ def report(arguments: ReportArguments) -> Path:
 
 
 def publish(
-    run: Run, compared: Comparison, metric: str, data: dict[str, dict[str, str]], *, made_by: str
+    run: Run,
+    compared: Comparison,
+    metric: str,
+    data: dict[str, dict[str, str]],
+    *,
+    made_by: str,
+    export: Callable[[Path], str] | None = None,
 ) -> Result:
     """Score both models of a distillation, fill its run directory with the student, and write the report.
 
@@ -132,6 +138,10 @@ def publish(
         metric: The one that counts.
         data: Where the rows are from, for the record.
         made_by: What the student is called in tables.
+        export: Makes other files of the student in its folder, which the report scores, and describes them.
+
+    Raises:
+        Rejected: Of ``export``; the student and the report are in their place.
     """
     figures = tuple(
         Figures(
@@ -147,9 +157,12 @@ def publish(
         )
     )
     result = run.finish(compared.student, compared.tokenizers[1], metric, figures, data)
-    if run.is_main:
+    if not run.is_main:
+        return result
+    try:
+        return result if export is None else replace(result, files=export(run.folder))
+    finally:
         report_of_run(run.folder, compared)
-    return result
 
 
 def report_of_run(folder: Path, comparison: Comparison) -> None:
@@ -159,7 +172,9 @@ def report_of_run(folder: Path, comparison: Comparison) -> None:
     """
     try:
         record = read_record(folder)
-        _write(folder, record, model_lines(record), [], comparison)
+        lines = model_lines(record)
+        lines = _with_onnx_scores(folder, record, lines + onnx_lines(folder, lines[-1]), comparison)
+        _write(folder, record, lines, [], comparison)
     except Exception as error:
         logger.warning("no report was written (%s); tinybert report %s writes one", one_line(error), folder)
 

@@ -1,6 +1,7 @@
 """ONNX files in ONNX Runtime: opened on the CPU, fed with token ids, run over rows. Loads no torch."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,16 @@ MISSING = 'the packages for ONNX are not installed: pip install "tinybert[onnx]"
 _SPANS = ("start_logits", "end_logits")
 
 Run = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+
+
+def check_installed() -> None:
+    """Check that ONNX files can be made and run here.
+
+    Raises:
+        InputError: A package is missing.
+    """
+    if not all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        raise InputError(MISSING)
 
 
 def open_session(path: Path, threads: int | None = None) -> "InferenceSession":

@@ -3,17 +3,19 @@
 import logging
 import time
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 from tinybert import models
-from tinybert.augment import AugmentSettings
 from tinybert.augment_files import AugmentArguments, AugmentJob
-from tinybert.baselines import BaselineArguments, last_objective, settle_baseline
+from tinybert.baselines import last_objective, settle_baseline
 from tinybert.collation import PER_TOKEN
 from tinybert.data import TaskData, load_data, tokenize
+from tinybert.distill_arguments import DistillArguments as DistillArguments
 from tinybert.distillation import Distillation
-from tinybert.errors import InputError, refuse_given
+from tinybert.errors import InputError
 from tinybert.evaluation import check_knowledge, predict_logits, score
+from tinybert.export import ExportArguments, to_onnx
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
 from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
 from tinybert.rehearsal import few_eval_rows, few_train_rows, rehearsal
@@ -29,61 +31,14 @@ from tinybert.rows import (
 )
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
-from tinybert.student import StudentArguments, begin_student, tokenizer_of_student
+from tinybert.sessions import check_installed
+from tinybert.student import begin_student, tokenizer_of_student
 from tinybert.trainer import DistillationConfig
 from tinybert.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("intermediate", "prediction")
-
-
-@dataclass
-class DistillArguments(DataArguments, StudentArguments, AugmentSettings, BaselineArguments):
-    """Who teaches whom, how long each stage lasts, and whether the rows are augmented."""
-
-    teacher: str = field(kw_only=True, metadata={"help": "Fine-tuned teacher: a folder or a hub name."})
-    intermediate_epochs: float | None = field(
-        default=None,
-        metadata={"help": "Epochs on hidden states and attention; 1 after a closed form, else 5; 0: none."},
-    )
-    intermediate_learning_rate: float = field(default=3e-4, metadata={"help": "Its peak learning rate."})
-    prediction_epochs: float | None = field(
-        default=None,
-        metadata={"help": "Epochs on the teacher's soft labels; 2 after a closed form, else 3; 0: none."},
-    )
-    prediction_learning_rate: float = field(default=1e-4, metadata={"help": "Its peak learning rate."})
-    force: bool = field(default=False, metadata={"help": "Distil from a teacher no better than chance."})
-    augment: bool = field(
-        default=False, metadata={"help": "Train on augmented rows: --masked_lm, --word_vectors, --copies ..."}
-    )
-    augmented: str | None = field(
-        default=None, metadata={"help": "Train on these rows, made by tinybert augment, in place of --train."}
-    )
-
-    def __post_init__(self) -> None:
-        """Settle how long the stages last; refuse what would silently do nothing."""
-        super().__post_init__()
-        if not self.augment and (self.masked_lm or self.word_vectors or self.keep_if_teacher_agrees):
-            raise InputError(
-                "--masked_lm, --word_vectors and --keep_if_teacher_agrees are for --augment true: add it"
-            )
-        if not self.augment:
-            settings = ("copies", "candidates", "replace_probability", "stop_words", "masked_share")
-            refuse_given(self, settings, "without --augment true")
-        if self.augment and self.augmented:
-            raise InputError("--augment makes rows and --augmented names some ready made: give one of them")
-        if self.intermediate_epochs is None:
-            self.intermediate_epochs = 1.0 if self.is_solved else 5.0
-        if self.prediction_epochs is None:
-            self.prediction_epochs = 2.0 if self.is_solved else 3.0
-        epochs = (self.intermediate_epochs, self.prediction_epochs)
-        solves_alone = self.is_solved and not (self.baseline or self.augment or self.augmented)
-        if min(epochs) < 0 or (max(epochs) == 0 and not solves_alone):
-            raise InputError(
-                f"got {epochs[0]} intermediate and {epochs[1]} prediction epochs: neither may be negative, "
-                "and one must be above 0 unless the student is to stay as --init closed_form solves it"
-            )
 
 
 @dataclass
@@ -151,6 +106,8 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
 
     Raises:
         InputError: Bad input, see the message; nothing has been written then.
+        Rejected: The 8-bit file of ``onnx`` lost too much, or the 32-bit one does not answer as PyTorch does;
+            the student is in its place.
     """
     job = _prepare_distillation(arguments, config)
     train, held_out = job.data
@@ -169,7 +126,26 @@ def distill_task(arguments: DistillArguments, config: DistillationConfig) -> Res
     compared = Comparison(
         held_out, job.eval_rows, job.teacher, job.student, tokenizers, job.teacher_logits, logits
     )
-    return publish(job.run, compared, train.metric, data, made_by=arguments.made_by)
+    files = _export_arguments(arguments, job.max_length)
+    export = partial(_export, files) if arguments.onnx else None
+    return publish(job.run, compared, train.metric, data, made_by=arguments.made_by, export=export)
+
+
+def _export_arguments(arguments: DistillArguments, max_length: int | None) -> ExportArguments:
+    """Return how a student is exported: both files scored on the eval rows, cut at ``max_length``."""
+    read = ("text_columns", "label_column", "label_columns", "stride")
+    columns = {name: getattr(arguments, name) for name in read} | {"max_length": max_length}
+    drop = 1.0 if arguments.max_drop is None else arguments.max_drop
+    return ExportArguments("", int8=True, check=arguments.eval, max_drop=drop, **columns)
+
+
+def _export(arguments: ExportArguments, student: Path) -> str:
+    """Write a student's ONNX files; return what they are.
+
+    Raises:
+        Rejected: See ``to_onnx``.
+    """
+    return to_onnx(replace(arguments, model=str(student))).table()
 
 
 def preflight_distill(arguments: DistillArguments, config: DistillationConfig) -> Preflight:
@@ -193,7 +169,8 @@ def preflight_distill(arguments: DistillArguments, config: DistillationConfig) -
         before = {job.last_stage: (time.monotonic() - started) / share}
         few.prediction()
     count = len(job.eval_rows)
-    beside = ["the closed-form start"] * arguments.is_solved + ["augmentation"] * arguments.augment
+    parts = {"the closed-form start": arguments.is_solved, "augmentation": arguments.augment}
+    beside = [name for name, comes in (parts | {"ONNX": arguments.onnx}).items() if comes]
     stages = (run.timed(plan, config, count, before=before.get(plan.name, 0.0)) for plan in found.stages)
     return replace(
         found,
@@ -215,6 +192,9 @@ def _labels(arguments: DataArguments, data: tuple[TaskData, TaskData]) -> tuple[
 
 def _prepare_distillation(arguments: DistillArguments, config: DistillationConfig) -> Distillation:
     """Open and check everything, and let the teacher answer the eval rows; nothing is written."""
+    if arguments.onnx:
+        check_installed()
+        _export_arguments(arguments, None)  # what it refuses is refused before the training
     inputs = [arguments.teacher, arguments.student or "", arguments.train, arguments.eval]
     run = Run(config, arguments, inputs=filter(None, inputs))
     arguments, config = settle_baseline(arguments, config)

@@ -125,6 +125,7 @@ def _spans(data: TaskData, rows: datasets.Dataset, teacher: np.ndarray, student:
         )
         for each in says
     ]
+    # The same words in another order are another answer, if only just.
     distances = [
         float(normalised(mine) != normalised(its)) * (1.01 - word_f1(mine, its))
         for its, mine in zip(*says, strict=True)

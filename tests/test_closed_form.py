@@ -392,6 +392,23 @@ def test_ridge_equals_the_normal_equations() -> None:
     assert moments.error(got) == pytest.approx(error.item(), abs=1e-9)
 
 
+@pytest.mark.parametrize("count", [5, 256, 600])
+def test_moments_are_sums_of_products(count: int) -> None:
+    """Also where a Gram matrix is put together from blocks, of which half are mirrored."""
+    generator = torch.Generator().manual_seed(0)
+    features, targets = (torch.randn(90, size, generator=generator) for size in (count, 3))
+    weights = torch.rand(90, generator=generator)
+    moments = Moments()
+    for rows in (slice(0, 40), slice(40, 90)):
+        moments.add(features[rows], targets[rows], weights[rows])
+    whole = with_one(features.double())
+    weighted = whole * weights.double()[:, None]
+    exact = 1e-12 if count <= 256 else 1e-4
+    torch.testing.assert_close(moments.gram, weighted.T @ whole, atol=exact, rtol=0)
+    torch.testing.assert_close(moments.cross, weighted.T @ targets.double(), atol=exact, rtol=0)
+    torch.testing.assert_close(moments.gram, moments.gram.T, atol=exact, rtol=0)
+
+
 def test_low_rank_factors_are_the_best_of_their_rank() -> None:
     """Eckart-Young: no other pair of factors of that rank comes nearer."""
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_BLOCK = 256  # columns: nearly half of the work of a Gram matrix of a thousand and more is left out
+
 
 def with_one(features: Tensor) -> Tensor:
     """(n, d) -> (n, d + 1): append the constant 1."""
@@ -35,10 +37,10 @@ class Moments:
         """
         if features.shape[1] <= 256:
             features, targets = features.double(), targets.double()
-        features = with_one(features)
-        weighted = features * weights[:, None].to(features.dtype)
-        self.gram = self.gram + (weighted.T @ features).double()
-        self.cross = self.cross + (weighted.T @ targets).double()
+        root = weights.double().sqrt()[:, None].to(features.dtype)
+        features, goals = with_one(features) * root, targets * root
+        self.gram = self.gram + _gram(features)
+        self.cross = self.cross + (features.T @ goals).double()
         self.energy = self.energy + (weights.double() @ targets.double().square())
 
     def mapped(self, matrix: Tensor) -> "Moments":
@@ -71,6 +73,16 @@ class Moments:
         variance = self.gram.diagonal()[:-1] / count - features.square()
         gain = (products - features * targets) / variance.clamp_min(1e-12)
         return gain, targets - gain * features
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """(n, d) -> rows' rows (d, d), float64: symmetric, so only blocks from the diagonal on are multiplied."""
+    gram = rows.new_empty(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for start in range(0, len(gram), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        product = rows[:, block].T @ rows[:, start:]
+        gram[block, start:], gram[start:, block] = product, product.T
+    return gram
 
 
 def roots(moment: Tensor) -> tuple[Tensor, Tensor]:

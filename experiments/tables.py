@@ -3,8 +3,9 @@
     python experiments/tables.py [--results experiments/results.jsonl] [--document docs/results.md] [--print]
 
 Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document, of some ways
-if the mark lists them, in that order (``<!-- experiment NAME: WAY WAY -->``); a mark without results is an
-error, and an experiment without a mark is printed only. A cell is the mean over
+if the mark lists them, in that order (``<!-- experiment NAME: WAY WAY -->``), and of the scores on the rows
+that chose the checkpoint if it says so (``<!-- experiment NAME chosen: WAY WAY -->``); a mark without
+results is an error, and an experiment without a mark is printed only. A cell is the mean over
 seeds with the lowest and highest, and its share of the teacher's; "kept" is the mean of these shares.
 """
 
@@ -38,12 +39,13 @@ def cell(scores: list[float], teacher: list[float]) -> str:
     return f"{mean}; {100 * statistics.mean(scores) / teacher[0]:.1f} %" if teacher else mean
 
 
-def table(results: list[dict[str, Any]], shown: list[str] | None = None) -> str:
+def table(results: list[dict[str, Any]], shown: list[str] | None = None, *, chosen: bool = False) -> str:
     """Return one experiment as a markdown table: a way a row, a data set of which a way was run a column.
 
     Args:
         results: Those of the experiment.
         shown: The ways to show below the teacher; all of them if not given.
+        chosen: Whether to show the scores on the rows that chose the checkpoint.
 
     Raises:
         SystemExit: There are no results of such a way.
@@ -60,7 +62,10 @@ def table(results: list[dict[str, Any]], shown: list[str] | None = None) -> str:
     ways = sorted(dict.fromkeys(result["way"] for result in results), key=lambda way: way != "teacher")
 
     def scores(way: str, name: str) -> list[float]:
-        return [result["score"] for result in results if (result["way"], result["data"]) == (way, name)]
+        found = [result for result in results if (result["way"], result["data"]) == (way, name)]
+        if chosen:
+            return [100 * result["chosen"][result["metric"]] for result in found]
+        return [result["score"] for result in found]
 
     metrics = {result["data"]: result["metric"] for result in results}
     teachers = {name: scores("teacher", name) for name in data}
@@ -93,14 +98,17 @@ def filled(document: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        name, ways = found[1], found[2]
+        name, chosen, ways = found.groups()
         if name not in results:
             sys.exit(f"the document has a place for the experiment {name!r}, and there are no results of it")
-        lines = table(results[name], ways.split() if ways else None)
+        lines = table(results[name], ways.split() if ways else None, chosen=chosen is not None)
         return f"{found[0].splitlines()[0]}\n{lines}\n<!-- end {name} -->"
 
     return re.sub(
-        r"<!-- experiment (\w+)(?:: (.*?))? -->\n.*?<!-- end \1 -->", fill, document, flags=re.DOTALL
+        r"<!-- experiment (\w+)( chosen)?(?:: (.*?))? -->\n.*?<!-- end \1 -->",
+        fill,
+        document,
+        flags=re.DOTALL,
     )
 
 

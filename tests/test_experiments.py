@@ -34,7 +34,14 @@ prepared, run, tables = script("prepared"), script("run"), script("tables")
 
 
 def result(way: str, data: str, seed: int, score: float) -> dict[str, Any]:
-    return {"way": way, "data": data, "seed": seed, "score": score, "metric": "accuracy", "seconds": 10.0}
+    return {
+        "way": way,
+        "data": data,
+        "seed": seed,
+        "score": score,
+        "metric": "accuracy",
+        "chosen": {"accuracy": 0.9},
+    }
 
 
 def test_there_are_plans() -> None:
@@ -140,15 +147,19 @@ def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
     """A table pasted by hand is out of date a day later."""
     results = {"x": [result(way, "a", 42, 80.0) for way in ("one", "two")]}
     whole, of_one = tables.table(results["x"]), tables.table(results["x"], ["two"])
+    chosen = tables.table(results["x"], ["one"], chosen=True)
     document = (
         "before\n<!-- experiment x -->\nold\n<!-- end x -->\nafter\n"
         "<!-- experiment x: two -->\nold\n<!-- end x -->\nend\n"
+        "<!-- experiment x chosen: one -->\nold\n<!-- end x -->\n"
     )
     filled = tables.filled(document, results)
     assert filled == (
         f"before\n<!-- experiment x -->\n{whole}\n<!-- end x -->\nafter\n"
         f"<!-- experiment x: two -->\n{of_one}\n<!-- end x -->\nend\n"
+        f"<!-- experiment x chosen: one -->\n{chosen}\n<!-- end x -->\n"
     )
+    assert chosen.endswith("| one | 90.0 | - | 1 |")
     assert tables.filled(filled, results) == filled
     with pytest.raises(SystemExit, match="no results"):
         tables.filled(document, {"y": results["x"]})

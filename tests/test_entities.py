@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybert.entities import are_entity_tags, complete_tags, tag_metrics
+from tinybert.entities import are_entity_tags, complete_tags, entity_counts, tag_metrics
 from tinybert.errors import InputError
 
 
@@ -17,7 +17,14 @@ def metrics(predicted: list[str], gold: list[str], names: list[str] | None = Non
     ids = [
         np.array([names.index(tag) for text in some for tag in text.split()]) for some in (predicted, gold)
     ]
-    return tag_metrics(*ids, [len(text.split()) for text in gold], names)
+    lengths = [len(text.split()) for text in gold]
+    found = tag_metrics(*ids, lengths, names)
+    if "f1" in found:
+        counts = entity_counts(*ids, lengths, names)
+        assert counts.shape == (len(gold), 3)
+        right, predicted_in_all, gold_in_all = counts.sum(0)
+        assert found["f1"] == pytest.approx(2 * right / max(predicted_in_all + gold_in_all, 1))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import BertForSequenceClassification, BertTokenizerFast, PreTr
 from tinybert.attention_maps import MOST_PIECES, attention_maps
 from tinybert.data import TaskData
 from tinybert.disagreements import MOST_ROWS, disagreements, error_of_difference, shown_texts
+from tinybert.entities import tag_metrics
 from tinybert.errors import InputError
 from tinybert.questions import cut_windows
 from tinybert.token_rows import tokenize_words
@@ -120,6 +121,8 @@ def test_answers_differ_by_their_words(tokenizer: BertTokenizerFast) -> None:
     assert found["rows"][0]["text"] == "how"
     assert found["rows"][0]["pair"] == context
     assert shown_texts(data)["text_pair"][0] == context
+    error = np.std([0, 0, -1]) / np.sqrt(3)  # the student is right but for the last
+    assert error_of_difference(data, rows, "f1", logits["teacher"], logits["student"]) == pytest.approx(error)
 
 
 def test_many_rows_and_long_texts_are_cut_and_it_is_said() -> None:
@@ -140,8 +143,9 @@ def test_the_error_of_an_accuracy_is_that_of_the_paired_differences() -> None:
     student = np.where(
         generator.random((1500, 1)) < 0.95, teacher, np.eye(3)[generator.integers(3, size=1500)]
     )
-    paired = error_of_difference(rows_of(labels), "accuracy", teacher, student)
-    drawn = error_of_difference(rows_of(labels), "accuracy_f1", teacher, student)
+    data = rows_of(labels)
+    paired = error_of_difference(data, data.rows, "accuracy", teacher, student)
+    drawn = error_of_difference(data, data.rows, "accuracy_f1", teacher, student)
     right = (teacher.argmax(1) == labels, student.argmax(1) == labels)
     means = []
     for _ in range(300):
@@ -149,7 +153,38 @@ def test_the_error_of_an_accuracy_is_that_of_the_paired_differences() -> None:
         means.append(right[1][places].mean() - right[0][places].mean())
     assert paired == pytest.approx(float(np.std(means)), rel=0.2)
     assert drawn == pytest.approx(paired, rel=0.5)
-    assert error_of_difference(rows_of(labels), "accuracy", teacher, teacher) == 0
+    assert error_of_difference(data, data.rows, "accuracy", teacher, teacher) == 0
+
+
+def test_the_error_of_tags_is_that_of_drawn_sentences(tokenizer: BertTokenizerFast) -> None:
+    """Against the metric itself, computed anew for each draw."""
+    generator = np.random.default_rng(0)
+    names = ("O", "B-X", "I-X", "B-Y")
+    sentences = [["film"] * generator.integers(1, 9) for _ in range(120)]
+    tags = [generator.integers(4, size=len(words)).tolist() for words in sentences]
+    columns = {"words": sentences, "label": tags}
+    data = TaskData(Dataset.from_dict(columns), "token_classification", names, "f1", "f", "0")
+    rows = tokenize_words(data.rows, tokenizer, 16)
+    says = []
+    for share in (0.9, 0.7):
+        says.append(
+            [
+                np.where(generator.random(len(row)) < share, row, generator.integers(4, size=len(row)))
+                for row in tags
+            ]
+        )
+    logits = [np.concatenate([np.eye(4)[[0, *row, 0]] for row in of_model]) for of_model in says]
+    for metric in ("f1", "accuracy"):
+        drawn = []
+        for _ in range(150):
+            places = generator.integers(120, size=120)
+            gold, *own = (np.concatenate([each[place] for place in places]) for each in (tags, *says))
+            lengths = [len(tags[place]) for place in places]
+            scores = [tag_metrics(each, gold, lengths, names)[metric] for each in own]
+            drawn.append(scores[1] - scores[0])
+        found = error_of_difference(data, rows, metric, *logits)
+        assert found == pytest.approx(float(np.std(drawn)), rel=0.25)
+        assert error_of_difference(data, rows, metric, logits[0], logits[0]) == 0
 
 
 @pytest.fixture

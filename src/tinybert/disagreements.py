@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 from scipy.special import expit, softmax
 
-from tinybert.answers import best_answers, exact_match, normalised, word_f1
-from tinybert.collation import PER_TOKEN
+from tinybert.answers import best_answers, exact_match, normalised, score_answers, word_f1
 from tinybert.data import TaskData
+from tinybert.entities import entity_counts
 from tinybert.tasks import compute_metrics
 from tinybert.token_rows import UNREAD
 
@@ -220,24 +220,31 @@ def disagreements(
 
 
 def error_of_difference(
-    data: TaskData, metric: str, teacher: np.ndarray, student: np.ndarray
-) -> float | None:
+    data: TaskData, rows: datasets.Dataset, metric: str, teacher: np.ndarray, student: np.ndarray
+) -> float:
     """Return the standard error of the student's less the teacher's score, both on the same rows.
 
-    For an accuracy that of a mean of paired differences; for other metrics the standard deviation over
-    random draws of the rows with replacement (the bootstrap), the same draws for both models. None for tags
-    and answers, whose rows are not alike.
+    For an accuracy and for answers that of a mean of paired differences; for other metrics the standard
+    deviation over random draws of the rows (of tags, the sentences) with replacement (the bootstrap), the
+    same draws for both models. Arguments: `disagreements`, and the metric.
     """
-    if data.kind in PER_TOKEN:
-        return None
+    total = len(data.rows)
+    if data.kind == "question_answering":
+        shares = [_of_questions(data, rows, metric, logits) for logits in (teacher, student)]
+        return float((shares[1] - shares[0]).std() / np.sqrt(total))
+    generator = np.random.default_rng(0)
+    draws = min(100, max(20, _DRAWN_ROWS // total))
+    if data.kind == "token_classification":
+        times = generator.multinomial(total, np.full(total, 1 / total), size=draws)
+        sums = [times @ _of_sentences(data, rows, metric, logits) for logits in (teacher, student)]
+        scores = [2 * found / np.maximum(known, 1) for found, known in (each.T for each in sums)]
+        return float(np.std(scores[1] - scores[0]))
     labels = np.asarray(data.rows["label"])
-    total = len(labels)
     if data.kind == "classification" and metric == "accuracy":
         difference = (student.argmax(1) == labels).astype(float) - (teacher.argmax(1) == labels)
         return float(difference.std() / np.sqrt(total))
-    generator = np.random.default_rng(0)
     found = []
-    for _ in range(min(100, max(20, _DRAWN_ROWS // total))):
+    for _ in range(draws):
         drawn = generator.integers(total, size=total)
         scores = [
             compute_metrics(
@@ -247,3 +254,24 @@ def error_of_difference(
         ]
         found.append(scores[1][metric] - scores[0][metric])
     return float(np.std(found))
+
+
+def _of_questions(data: TaskData, rows: datasets.Dataset, metric: str, logits: np.ndarray) -> np.ndarray:
+    """Return the score of each question."""
+    answers = best_answers(data.rows, rows, logits)
+    pairs = zip(answers, data.rows["answers"], strict=True)
+    return np.array([score_answers([answer], [golds])[metric] for answer, golds in pairs])
+
+
+def _of_sentences(data: TaskData, rows: datasets.Dataset, metric: str, logits: np.ndarray) -> np.ndarray:
+    """Return two numbers of each sentence (sentences, 2): twice one's sum over the other's is the score."""
+    labels = [np.asarray(row) for row in rows["labels"]]
+    read = np.concatenate(labels) != UNREAD
+    lengths = [int((row != UNREAD).sum()) for row in labels]
+    gold, own = np.concatenate(labels)[read], logits[read].argmax(1)
+    if metric == "accuracy":
+        ends = np.cumsum(lengths)[:-1]
+        right = [part.sum() for part in np.split(own == gold, ends)]
+        return np.stack([right, 2 * np.array(lengths)], axis=1)
+    found, predicted, known = entity_counts(own, gold, lengths, data.label_names).T
+    return np.stack([found, predicted + known], axis=1)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from tinybert.errors import InputError
 
@@ -57,8 +57,26 @@ def tag_metrics(
     metrics = {"accuracy": float((predicted == gold).mean())}
     if not are_entity_tags(names):
         return metrics
-    read = np.array([_TAG.sub(lambda tag: f"{_SAME.get(tag[1], tag[1])}-{tag[2]}", name) for name in names])
-    ends = np.cumsum(np.asarray(lengths))[:-1]
-    sentences = [[part.tolist() for part in np.split(read[ids], ends)] for ids in (gold, predicted)]
+    sentences = [_sentences(ids, lengths, names) for ids in (gold, predicted)]
     precision, recall, f1, _ = precision_recall_fscore_support(*sentences, average="micro", zero_division=0)
     return metrics | {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
+
+
+def entity_counts(
+    predicted: np.ndarray, gold: np.ndarray, lengths: Sequence[int], names: Sequence[str]
+) -> np.ndarray:
+    """Return of each sentence how many entities were found, predicted and gold (sentences, 3).
+
+    The F1 over some of them is twice the sum of the first over those of the others. Arguments: `tag_metrics`.
+    """
+    counts = []
+    for own, right in zip(*(_sentences(ids, lengths, names) for ids in (predicted, gold)), strict=True):
+        found, known = set(get_entities(own)), set(get_entities(right))
+        counts.append((len(found & known), len(found), len(known)))
+    return np.array(counts).reshape(-1, 3)
+
+
+def _sentences(ids: np.ndarray, lengths: Sequence[int], names: Sequence[str]) -> list[list[str]]:
+    """Return the tags of each sentence as seqeval reads them."""
+    read = np.array([_TAG.sub(lambda tag: f"{_SAME.get(tag[1], tag[1])}-{tag[2]}", name) for name in names])
+    return [part.tolist() for part in np.split(read[ids], np.cumsum(np.asarray(lengths))[:-1])]

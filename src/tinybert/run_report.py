@@ -263,7 +263,7 @@ def _write(
     error = None
     if isinstance(comparison, Comparison) and not comparison.is_part and run_kind(record) == "distill":
         logits = (comparison.teacher_logits, comparison.student_logits)
-        error = error_of_difference(comparison.data, str(metric), *logits)
+        error = error_of_difference(comparison.data, comparison.rows, str(metric), *logits)
     results["verdict"] = verdict(record, lines, error_of_difference=error)
     pages = {PAGE: render(results)}
     card = folder / "README.md"

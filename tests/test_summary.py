@@ -124,6 +124,8 @@ def test_the_verdict_says_what_was_kept_and_how_sure_that_is() -> None:
     )
     assert second == "On 1,000 eval rows one standard error of a score is 1.0 points."
     assert "chose the checkpoint" in third
+    solved = changed(stages={"closed_form": {"seconds": 9.0}})
+    assert not any("checkpoint" in sentence for sentence in verdict(solved, lines_of(solved)))
     paired = verdict(RECORD, lines_of(RECORD), error_of_difference=0.006)[1]
     assert paired == (
         "On these 1,000 eval rows one standard error of the difference is 0.6 points: a difference of 0.9 "

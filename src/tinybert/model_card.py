@@ -15,6 +15,7 @@ from tinybert.summary import (
     cells,
     command_line,
     eval_rows,
+    has_chosen,
     is_error,
     misfit,
     run_kind,
@@ -202,7 +203,7 @@ def _limits(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
             limits.append(
                 "Text unlike that its word pieces were chosen by takes more of them, and is answered worse."
             )
-    elif eval_rows(record) and not is_error(record["metric"]):
+    elif eval_rows(record) and not is_error(record["metric"]) and has_chosen(record):
         limits.append("The rows it was scored on also chose the checkpoint.")
     if any("int8" in line.name for line in lines):
         limits.append("The int8 file answers some rows otherwise than the float32 weights; see the table.")

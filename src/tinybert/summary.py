@@ -130,6 +130,11 @@ def run_kind(record: Mapping[str, Any]) -> RunKind:
     return "distill" if "teacher" in record["arguments"] else "finetune"
 
 
+def has_chosen(record: Mapping[str, Any]) -> bool:
+    """Return whether the eval rows chose a checkpoint; a student that stays as solved has one only."""
+    return set(record["stages"]) != {"closed_form"}
+
+
 def is_error(metric: str | None) -> bool:
     """Return whether a metric is better the lower it is, and no fraction."""
     return metric is not None and metric.endswith(("error", "loss", "mse"))
@@ -234,7 +239,10 @@ def verdict(
         f"The student {verb} {kept} ({score} against "
         f"{score_text(teacher.score, metric)}){_smaller(made, teacher)}{_faster(made, teacher)}."
     ]
-    return said + _certainty(made.score - teacher.score, made.score, metric, rows, error_of_difference)
+    said.append(_certainty(made.score - teacher.score, made.score, metric, rows, error_of_difference))
+    if has_chosen(record):
+        said.append("These rows also chose the checkpoint: on others the student may score a little lower.")
+    return said
 
 
 def _verdict_of_pruning(record: Mapping[str, Any], before: Line | None, made: Line) -> list[str]:
@@ -258,21 +266,18 @@ def _verdict_of_pruning(record: Mapping[str, Any], before: Line | None, made: Li
 
 def _certainty(
     difference: float, score: float, metric: str | None, rows: int | None, error_of_difference: float | None
-) -> list[str]:
+) -> str:
     points = f"{100 * abs(difference):.1f} points"
     if error_of_difference is not None and rows:
         found = "may well be" if abs(difference) <= 2 * error_of_difference else "is more than"
-        first = (
+        return (
             f"On these {rows:,} eval rows one standard error of the difference is "
             f"{100 * error_of_difference:.1f} points: a difference of {points} {found} chance."
         )
-    else:
-        error = standard_error(metric, score, rows)
-        if error is None:
-            first = "How far chance moves this score on so few rows was not measured."
-        else:
-            first = f"On {rows:,} eval rows one standard error of a score is {100 * error:.1f} points."
-    return [first, "These rows also chose the checkpoint: on others the student may score a little lower."]
+    error = standard_error(metric, score, rows)
+    if error is None:
+        return "How far chance moves this score on so few rows was not measured."
+    return f"On {rows:,} eval rows one standard error of a score is {100 * error:.1f} points."
 
 
 def _size(line: Line) -> str:

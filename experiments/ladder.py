@@ -4,8 +4,9 @@
 
 The rival is model2vec: an encoder's own vectors of its word pieces, cut to 256 by principal components and
 averaged, under a logistic regression (of scores: a ridge regression) whose strength is chosen on the rows
-that choose. Its result is appended as the way ``static`` if it is not there. Speed is measured on models of
-random weights of the ways' sizes, in turn, one thread, ONNX Runtime with 8 bits; the rival's as it is used.
+that choose. Its result is appended as the way ``static`` if it is not there. For a plot, speed is measured on
+models of random weights of the ways' sizes, in turn, one thread, ONNX Runtime with 8 bits; the rival's as it
+is used.
 It needs ``pip install "tinybert[experiments]"``.
 """
 
@@ -174,6 +175,8 @@ def main() -> None:
     for name in experiments.data:
         if (experiments.name, name, "static", "42") not in experiments.finished():
             experiments.append(rival(experiments, name, vectors))
+    if options.plot is None:
+        return
     first = experiments.data[0]
     speeds = latencies(experiments, first, options.rounds)
     speeds["static"] = static_latency(vectors, options.rounds)
@@ -183,8 +186,7 @@ def main() -> None:
             scores.setdefault(result["way"], []).append(result["score"])
     means = {way: statistics.mean(values) for way, values in scores.items()}
     json.dump({"scores": means, "speeds": speeds}, sys.stdout, indent=1)
-    if options.plot:
-        draw(means, speeds, f"{first}, mean of the seeds", options.plot)
+    draw(means, speeds, f"{first}, mean of the seeds", options.plot)
 
 
 if __name__ == "__main__":

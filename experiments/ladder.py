@@ -148,18 +148,21 @@ def static_latency(vectors: StaticModel, rounds: int) -> dict[str, float]:
 def draw(scores: dict[str, float], speeds: dict[str, dict[str, float]], label: str, path: Path) -> None:
     """Draw scores against the milliseconds of a text."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for way in scores:
         x, y = speeds[way]["ms_1"], scores[way]
         axes.plot(x, y, "o", color="tab:orange" if way in ("teacher", "static") else "tab:blue")
-        axes.annotate(
-            {"closed_form": "4x312"}.get(way, way), (x, y), xytext=(5, 5), textcoords="offset points"
-        )
-    axes.set(
-        xscale="log", xlabel=f"milliseconds a text of {TEXT_PIECES} pieces, 8 bits, one thread", ylabel=label
-    )
+        name = "4x312" if way == "closed_form" else way
+        axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points")
+    loads = f"milliseconds a text of {TEXT_PIECES} pieces, one at a time, 8 bits, one thread"
+    axes.set(xscale="log", xlabel=loads, ylabel=label)
+    axes.margins(x=0.12, y=0.1)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

@@ -68,13 +68,14 @@ def rival(experiments: Experiments, name: str, vectors: StaticModel) -> dict[str
     held_to = {"kind": train.kind, "label_names": train.label_names or None}
     choose, report = (load_data(files[part], **columns | held_to) for part in ("choose", "report"))
     started = time.monotonic()
-    inputs, labels = features(vectors, train), np.asarray(train.rows["label"])
+    inputs, choosing = features(vectors, train), features(vectors, choose)
+    labels = np.asarray(train.rows["label"])
     tried = []
     for strength in STRENGTHS:
         is_score = train.kind == "regression"
         model: Any = Ridge(alpha=strength) if is_score else LogisticRegression(C=strength, max_iter=2000)
         model.fit(inputs, labels)
-        chosen = score(choose, choose.rows, answers(model, features(vectors, choose)))
+        chosen = score(choose, choose.rows, answers(model, choosing))
         tried.append((chosen[train.metric], strength, model, chosen))
     _, strength, model, chosen = max(tried, key=lambda entry: entry[0])
     metrics = score(report, report.rows, answers(model, features(vectors, report)))
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of the first data set's scores against milliseconds")
     options = parser.parse_args()
     experiments = Experiments(options)
-    vectors = static_vectors(options.encoder)
+    vectors = static_vectors(experiments.places["encoder"])
     for name in experiments.data:
         if (experiments.name, name, "static", "42") not in experiments.finished():
             experiments.append(rival(experiments, name, vectors))

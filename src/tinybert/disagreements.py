@@ -12,7 +12,7 @@ from tinybert.answers import best_answers, exact_match, normalised, score_answer
 from tinybert.data import TaskData
 from tinybert.entities import entity_counts
 from tinybert.tasks import compute_metrics
-from tinybert.token_rows import UNREAD
+from tinybert.token_rows import UNREAD, read_tags
 
 MOST_ROWS = 50  # that differ, on a page
 MOST_LETTERS = 600  # of a text, on a page
@@ -49,24 +49,22 @@ def _labels(data: TaskData, holds: np.ndarray) -> str:
 def _classes(data: TaskData, teacher: np.ndarray, student: np.ndarray) -> _Both:
     """Compare classes: the most probable one and its probability."""
     gold = [_class(data, label) for label in data.rows["label"]]
-    models = []
-    for logits in (teacher, student):
-        found = softmax(logits, axis=1)
+    models, shares = [], [softmax(logits, axis=1) for logits in (teacher, student)]
+    for found in shares:
         says = [_class(data, place) for place in found.argmax(1)]
         models.append(_Model(says, _percent(found.max(1)), _same(says, gold)))
-    distances = np.abs(softmax(teacher, 1) - softmax(student, 1)).sum(1) / 2
+    distances = np.abs(shares[0] - shares[1]).sum(1) / 2
     return _Both(models, gold, distances * (teacher.argmax(1) != student.argmax(1)))
 
 
 def _label_sets(data: TaskData, teacher: np.ndarray, student: np.ndarray) -> _Both:
     """Compare sets of labels: those that hold, and the probability of the least certain of all."""
     gold = [_labels(data, np.asarray(row) > 0.5) for row in data.rows["label"]]
-    models = []
-    for logits in (teacher, student):
-        found = expit(logits)
+    models, shares = [], [expit(logits) for logits in (teacher, student)]
+    for found in shares:
         says = [_labels(data, row > 0.5) for row in found]
         models.append(_Model(says, _percent(np.maximum(found, 1 - found).min(1)), _same(says, gold)))
-    distances = np.abs(expit(teacher) - expit(student)).max(1)
+    distances = np.abs(shares[0] - shares[1]).max(1)
     return _Both(models, gold, distances * ((teacher > 0) != (student > 0)).any(1))
 
 
@@ -265,10 +263,7 @@ def _of_questions(data: TaskData, rows: datasets.Dataset, metric: str, logits: n
 
 def _of_sentences(data: TaskData, rows: datasets.Dataset, metric: str, logits: np.ndarray) -> np.ndarray:
     """Return two numbers of each sentence (sentences, 2): twice one's sum over the other's is the score."""
-    labels = [np.asarray(row) for row in rows["labels"]]
-    read = np.concatenate(labels) != UNREAD
-    lengths = [int((row != UNREAD).sum()) for row in labels]
-    gold, own = np.concatenate(labels)[read], logits[read].argmax(1)
+    own, gold, lengths = read_tags(rows, logits)
     if metric == "accuracy":
         ends = np.cumsum(lengths)[:-1]
         right = [part.sum() for part in np.split(own == gold, ends)]

@@ -25,7 +25,7 @@ from tinybert.entities import tag_metrics
 from tinybert.errors import InputError
 from tinybert.models import weights_digest
 from tinybert.tasks import compute_metrics
-from tinybert.token_rows import UNREAD
+from tinybert.token_rows import UNREAD, read_tags
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +152,7 @@ def score(data: TaskData, rows: datasets.Dataset, logits: np.ndarray) -> dict[st
         logits: Of ``predict_logits``, for ``rows``.
     """
     if data.kind == "token_classification":
-        labels = np.concatenate([np.asarray(row) for row in rows["labels"]])
-        ends = np.cumsum(np.asarray(rows["length"]))[:-1]
-        lengths = [(row != UNREAD).sum() for row in np.split(labels, ends)]
-        read = labels != UNREAD
-        return tag_metrics(logits[read].argmax(1), labels[read], lengths, data.label_names)
+        return tag_metrics(*read_tags(rows, logits), data.label_names)
     if data.kind == "question_answering":
         return score_answers(best_answers(data.rows, rows, logits), data.rows["answers"])
     labels = np.asarray(data.rows["label"])

@@ -145,3 +145,16 @@ def tokenize_words(
             max_length,
         )
     return made.remove_columns("cut")
+
+
+def read_tags(rows: datasets.Dataset, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return the tags that a model gives and the gold ones (words,), and how many words each sentence has.
+
+    Args:
+        rows: Of `tokenize_words`; words without a label are left out.
+        logits: (tokens, C) of all of them, one after another.
+    """
+    labels = [np.asarray(row) for row in rows["labels"]]
+    gold = np.concatenate(labels)
+    read = gold != UNREAD
+    return logits[read].argmax(1), gold[read], [int((row != UNREAD).sum()) for row in labels]

@@ -125,13 +125,38 @@ def test_answers_differ_by_their_words(tokenizer: BertTokenizerFast) -> None:
     assert error_of_difference(data, rows, "f1", logits["teacher"], logits["student"]) == pytest.approx(error)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 300), (120, 180), (300, 0), (5, 5)])
+def test_of_a_long_context_the_part_with_the_answer_is_shown(
+    tokenizer: BertTokenizerFast, before: int, after: int
+) -> None:
+    """Wherever in the context the gold answer is."""
+    context = "a plot " * before + "good film" + " a plot" * after
+    columns = {
+        "question": ["what"],
+        "context": [context],
+        "answers": [["good film"]],
+        "starts": [[7 * before]],
+    }
+    data = TaskData(Dataset.from_dict(columns | {"id": ["1"]}), "question_answering", (), "f1", "f", "0")
+    rows = cut_windows(data.rows, tokenizer, 1024, 8)
+    says = np.zeros((sum(rows["length"]), 2), np.float32)
+    says[[4, 4], [0, 1]] = 9  # the second word
+    (row,) = disagreements(data, rows, np.zeros_like(says), says)["rows"]
+    shown = row["pair"].strip("…")
+    assert "good film" in shown
+    assert shown in context
+    assert len(shown) == min(600, len(context))
+    assert row["pair"].startswith("…") == (not context.startswith(shown))
+    assert row["pair"].endswith("…") == (not context.endswith(shown))
+
+
 def test_many_rows_and_long_texts_are_cut_and_it_is_said() -> None:
     """The page stays small on any data."""
     count = MOST_ROWS + 20
     data = rows_of([0] * count, texts=["word " * 2000] * count)
     found = disagreements(data, data.rows, np.eye(3)[[0] * count], np.eye(3)[[1] * count])
     assert len(found["rows"]) == MOST_ROWS
-    assert max(len(row["text"]) for row in found["rows"]) <= 600
+    assert max(len(row["text"]) for row in found["rows"]) <= 601  # and three dots in one
     assert found["sentences"][-1] == f"Here are the {MOST_ROWS} with the greatest difference."
 
 

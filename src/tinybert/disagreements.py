@@ -158,8 +158,21 @@ def shown_texts(data: TaskData) -> datasets.Dataset:
     return data.rows
 
 
-def _shortened(text: str | None) -> str | None:
-    return text if text is None or len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
+def _shortened(text: str | None, around: Sequence[str] = ()) -> str | None:
+    """Return what a page has room for of a text: its beginning, or where the first of some parts is."""
+    if text is None or len(text) <= MOST_LETTERS:
+        return text
+    middle = next((text.index(part) for part in around if part and part in text), 0)
+    start = min(max(0, middle - MOST_LETTERS // 2), len(text) - MOST_LETTERS)
+    end = start + MOST_LETTERS
+    return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))
+
+
+def _in_context(data: TaskData, both: _Both, place: int) -> list[str]:
+    """Return what a question's context is shown for: gold answers, then the models'."""
+    if data.kind != "question_answering":
+        return []
+    return [*data.rows[place]["answers"], *(model.says[place] for model in both.models)]
 
 
 def disagreements(
@@ -188,7 +201,7 @@ def disagreements(
             {
                 "number": place + 1,
                 "text": _shortened(text["text"]),
-                "pair": _shortened(text.get("text_pair")),
+                "pair": _shortened(text.get("text_pair"), _in_context(data, both, place)),
                 "gold": both.gold[place],
             }
             | {

@@ -157,6 +157,9 @@ def test_numbers_that_cannot_be_scored_are_refused(kind, predictions, labels, me
         (["1", "x"], None, (), ("classification", ("1", "x"), [0, 1])),
         (["1", "2.5"], None, (), ("regression", (), [1.0, 2.5])),
         (["5", "1"], ("1", "2", "3", "4", "5"), (), ("classification", ("1", "2", "3", "4", "5"), [4, 0])),
+        (["5.0", "1.0"], ("1", "2", "5"), (), ("classification", ("1", "2", "5"), [2, 0])),
+        (["1", "0"], None, ("1", "2"), ("classification", ("1", "2"), [1, 0])),
+        (["1", "0"], ("2", "1"), ("1", "2"), ("classification", ("2", "1"), [0, 1])),
         (
             ["1", "0"],
             ("LABEL_0", "LABEL_1"),
@@ -185,6 +188,8 @@ def test_labels_mean_what_their_names_say(values, given_names, known, expected) 
         (["pos"], None, ("LABEL_0", "LABEL_1"), "write labels as 0 to 1, or name the classes"),
         (["2"], None, ("neg", "pos"), "label '2' is not one"),
         (["-1", "0"], None, ("neg", "pos"), "label '-1' is not one"),
+        (["0", "1", "2"], None, ("1", "2", "3"), "label '0' is not one of the known labels '1', '2', '3'"),
+        (["0.5", "NA", "1.5"], None, None, "label 'NA' is not a number.*or give --kind classification"),
         (["1.0", "high"], "regression", None, "label 'high' is not a number"),
         (["nan"], "regression", None, "label 'nan' is not a number"),
         (["1_0"], "regression", None, "label '1_0' is not a number"),

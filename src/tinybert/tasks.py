@@ -174,13 +174,14 @@ def read_labels(
     """Tell what the different labels of a data set mean.
 
     For classification the names are ``given``, else ``known``, else the labels themselves, sorted. Labels are
-    matched by name, exactly or whatever their case. Where they are not all names but all integers they are
-    ids: of ``known`` if any of its names is in ``given`` (so a teacher with another order of classes is met
-    by name), else of ``given`` as it stands.
+    matched by name, exactly or whatever their case; a number by its value, as 1.0 is the name 1. Where they
+    are not all names but all integers, and the names are words, they are ids: of ``known`` if any of its
+    names is in ``given`` (so a teacher with another order of classes is met by name), else of ``given`` as it
+    stands. Where the names are numbers an integer is never an id, unless ``known`` says that it is.
 
     Args:
         values: The labels as text, each once.
-        kind: If ``None``, a number that is no integer means regression, all else classification.
+        kind: If ``None``, numbers that are not all integers mean regression, all else classification.
         given: The class names that ids must refer to, such as a teacher's, in the order of their ids.
         known: The class names of the data's own ids, if the source tells them; may be empty.
         where: From a label to the words that begin an error message about it.
@@ -189,17 +190,24 @@ def read_labels(
         The kind, the class names (empty for regression), and for each value its id or its number.
 
     Raises:
-        InputError: A label is not a number (regression) or not a known class (classification).
+        InputError: A label is not a number (regression, or where most labels are fractions) or not a known
+            class (classification).
     """
     numbers = [_number(value) for value in values]
     integers = [int(number) for number in numbers if number is not None and number.is_integer()]
     all_integers = len(integers) == len(values)
     if kind is None:
-        kind = "regression" if None not in numbers and not all_integers else "classification"
+        fractions = sum(number is not None for number in numbers) - len(integers)
+        # One odd cell among scores makes no classes of them.
+        mostly_scores = fractions > len(values) / 2 and not (given or known)
+        is_score = mostly_scores or (None not in numbers and not all_integers)
+        kind = "regression" if is_score else "classification"
     if kind == "regression":
         if None in numbers:
+            odd = where(values[numbers.index(None)])
             raise InputError(
-                f"{where(values[numbers.index(None)])} is not a number, but the task is regression"
+                f"{odd} is not a number, but the task is regression: correct it, "
+                "or give --kind classification"
             )
         return kind, (), [number for number in numbers if number is not None]
     names = tuple(given or known)
@@ -207,10 +215,11 @@ def read_labels(
         # As numbers, "10" comes after "9".
         names = tuple(map(str, sorted(set(integers)))) if all_integers else tuple(sorted(values))
         values = [str(number) for number in integers] if all_integers else values
-    ids = [_find(value, names) for value in values]
-    if None in ids and all_integers:
-        own = known if any(_find(name, names) is not None for name in known) else names
-        ids = [_find(own[number], names) if 0 <= number < len(own) else None for number in integers]
+    if all_integers:
+        ids = _ids_of_integers(integers, names, known)
+    else:
+        places = _places(names)
+        ids = [places.get(value, places.get(value.casefold())) for value in values]
     if None in ids:
         advice = "correct it, or use a model whose id2label has it"
         if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
@@ -220,12 +229,24 @@ def read_labels(
     return kind, names, [float(place) for place in ids if place is not None]
 
 
-def _find(value: str, names: Sequence[str]) -> int | None:
-    """The place of a label among names: exact, else whatever its case."""
-    if value in names:
-        return names.index(value)
-    folded = [name.casefold() for name in names]
-    return folded.index(value.casefold()) if value.casefold() in folded else None
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """Return the place of each name, as it is written and in lower case; what is written goes first."""
+    folded = {name.casefold(): place for place, name in reversed(list(enumerate(names)))}
+    return folded | {name: place for place, name in reversed(list(enumerate(names)))}
+
+
+def _ids_of_integers(integers: Sequence[int], names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Return which classes integers mean: those that have them for names, or whose ids they are."""
+    places = _places(names)
+    if any(map(_is_number, names)) and not any(map(_is_number, known)):
+        return [places.get(str(number)) for number in integers]
+    found = [places.get(name, places.get(name.casefold())) for name in known]
+    meant = list(range(len(names))) if found.count(None) == len(found) else found
+    return [meant[number] if 0 <= number < len(meant) else None for number in integers]
+
+
+def _is_number(text: str) -> bool:
+    return _number(text) is not None
 
 
 def _number(text: str) -> float | None:

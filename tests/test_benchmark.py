@@ -62,6 +62,22 @@ def test_operations_of_other_attention_are_not_guessed() -> None:
     assert forward_flops(model, 1, 8) is None
 
 
+def test_weights_in_several_files_are_counted_together(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first shard alone would make a big model look small."""
+    monkeypatch.setattr(benchmark, "_VISIT_SECONDS", 0.01)
+    folder = shutil.copytree(served, tmp_path / "sharded")
+    (folder / "model.safetensors").unlink()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(served)
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shards = list(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    options = {"batch_size": [1], "length": [4], "rounds": 1, "memory": False, "backend": ["torch"]}
+    (row,) = measure(BenchmarkArguments([str(folder)], **options))["rows"]
+    assert row["file_bytes"] == sum(shard.stat().st_size for shard in shards)
+
+
 def test_everything_is_measured_in_turn(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

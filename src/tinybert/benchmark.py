@@ -129,7 +129,7 @@ def _entries(arguments: BenchmarkArguments, source: str) -> list[_Entry]:
         wanted.add("torch_bf16")
     entries = []
     for backend in (name for name in BACKENDS if name in wanted):
-        file = folder / FILES[backend] if backend in FILES else _weights(source)
+        file = folder / FILES.get(backend, "")
         if backend in FILES and not file.is_file():
             option = " --int8" if backend == "onnx_int8" else ""
             raise InputError(
@@ -140,8 +140,10 @@ def _entries(arguments: BenchmarkArguments, source: str) -> list[_Entry]:
     return entries
 
 
-def _weights(source: str) -> Path:
-    return next((path for path in sorted(Path(source).glob("*.safetensors"))), Path(source))
+def _bytes_of(entry: _Entry) -> int | None:
+    """Return the size of a model's weights, in one file or several; None where they are not at hand."""
+    files = [entry.file] if entry.backend in FILES else list(Path(entry.name).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files) or None
 
 
 def _torch_run(model: PreTrainedModel, backend: str) -> Callable[[np.ndarray], object]:
@@ -212,7 +214,7 @@ def _row(
         "model": entry.name,
         "backend": entry.backend,
         "parameters": entry.model.num_parameters(),
-        "file_bytes": entry.file.stat().st_size if entry.file.is_file() else None,
+        "file_bytes": _bytes_of(entry),
         "peak_bytes": peak,
         "loads": measured,
     }

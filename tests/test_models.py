@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModel,
     BertConfig,
@@ -19,6 +21,7 @@ from transformers import (
     BertTokenizerFast,
     MPNetConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -140,6 +143,19 @@ def test_a_new_classifier_keeps_the_encoder_and_names_its_classes(
         assert torch.equal(kept[name], encoder.state_dict()[name]), name
 
 
+def test_a_head_of_other_classes_is_new(classifier_folder: Path) -> None:
+    """As many logits that mean something else, or the same in another order, are worse than new ones."""
+    before = open_classifier(str(classifier_folder)).classifier.weight
+    for names in (NAMES, ("Negative", "POSITIVE")):
+        model = new_task_model(str(classifier_folder), "classification", names)
+        assert torch.equal(model.classifier.weight, before)
+    for names in (NAMES[::-1], ("a", "b")):
+        model = new_task_model(str(classifier_folder), "classification", names)
+        assert (model.classifier.weight != before).all()
+        assert 0 < model.classifier.weight.std() < 0.1
+        assert not model.classifier.bias.any()
+
+
 def test_a_new_regression_head_has_one_score_and_no_class_names(classifier_folder: Path) -> None:
     """Two logits for a score would be trained as classes; the old head has another shape and is replaced."""
     model = new_task_model(str(classifier_folder), "regression", ())
@@ -210,6 +226,24 @@ def test_weights_that_lack_a_part_of_the_encoder_are_refused(
     change_config(classifier_folder, num_hidden_layers=4)
     with pytest.raises(InputError, match=r"lack 16 encoder tensors such as bert\.encoder\.layer\.3\."):
         open_classifier(str(classifier_folder))
+
+
+@pytest.mark.parametrize("opener", [open_classifier, lambda source: new_task_model(source, "regression", ())])
+def test_an_encoder_of_other_sizes_than_its_configuration_says_is_refused(
+    classifier_folder: Path, opener: Callable[[str], PreTrainedModel]
+) -> None:
+    """Where a new head may have another shape, transformers replaces such tensors by noise without a word."""
+    change_config(classifier_folder, max_position_embeddings=77)
+    with pytest.raises(InputError, match=r"shape|cannot load the weights of"):
+        opener(str(classifier_folder))
+
+
+def test_a_tokenizer_without_a_piece_for_padding_is_refused(classifier_folder: Path) -> None:
+    """Found out with the first batch, there would be a folder with half a run in it."""
+    backend = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(classifier_folder)
+    with pytest.raises(InputError, match="has no piece for padding: set its pad_token and save it"):
+        open_tokenizer(str(classifier_folder))
 
 
 def test_a_folder_without_weights_is_refused(classifier_folder: Path) -> None:

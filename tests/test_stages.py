@@ -511,6 +511,16 @@ def test_rows_that_are_in_both_are_counted_by_all_of_their_texts(
     assert shared_rows(Dataset.from_dict(train), Dataset.from_dict(held_out)) == shared
 
 
+def test_rows_of_one_class_tell_nothing_of_a_teacher(tmp_path: Path, toy: Toy, taught: Result) -> None:
+    """The order of its labels is not to blame."""
+    rows = Path(toy["eval"]).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "eval.csv").write_text("".join([rows[0], *(row for row in rows if "positive" in row)]))
+    with pytest.raises(
+        InputError, match=r"cannot be told from chance .*: all rows have the same label, or add"
+    ):
+        distill(toy | {"eval": str(tmp_path / "eval.csv")}, taught.output_dir, tmp_path / "student", **SHORT)
+
+
 def test_a_teacher_no_better_than_chance_needs_force_and_then_there_is_a_warning(
     tmp_path: Path, toy: Toy, taught: Result, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate import PartialState
 from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax
 from torch.utils.data import DataLoader
@@ -46,7 +48,8 @@ def predict_logits(
     Those of a head that reads each token are (tokens, C), the tokens of all rows one after another.
 
     Args:
-        model: With a head; evaluated and left in the mode it came in.
+        model: With a head; evaluated, on an accelerator where there is one, and left in the mode and the
+            place it came in.
         rows: Tokenised rows (``tinybert.data.tokenize``); batched by length.
         tokenizer: Pads.
         batch_size: Rows a batch.
@@ -57,7 +60,11 @@ def predict_logits(
     inputs = rows.select(order).select_columns([name for name in MODEL_INPUTS if name in rows.column_names])
     loader = DataLoader(inputs, batch_size=batch_size, collate_fn=Collator(tokenizer))  # type: ignore[arg-type]
     found: list[np.ndarray] = []
-    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+    with (
+        _accelerated(model),
+        evaluating(model),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
+    ):
         for batch in tqdm(loader, desc=description, leave=False, disable=None):
             states = capture(model, batch.to(model.device), states=False, scores=False)
             logits: Any = states.logits
@@ -69,6 +76,17 @@ def predict_logits(
                 found.extend(each[tokens] for each, tokens in pairs)
     rows_found = [found[place] for place in np.argsort(order)]
     return np.stack(rows_found) if rows_found[0].ndim == 1 else np.concatenate(rows_found)
+
+
+@contextmanager
+def _accelerated(model: PreTrainedModel) -> Iterator[None]:
+    """Have a model where training would, and then again where it was."""
+    home = model.device
+    model.to(PartialState().device)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        model.to(home)  # type: ignore[arg-type]
 
 
 def logits_of_rows(logits: np.ndarray, rows: datasets.Dataset, chosen: np.ndarray) -> np.ndarray:
@@ -214,6 +232,8 @@ def check_knowledge(
     if order:
         fault = f"has its labels in another order than the rows {found}; {order}: "
         fault += "mend id2label in its config.json"
+    elif chance >= 1.0:
+        fault = f"cannot be told from chance {found}: all rows have the same label"
     else:
         fault = f"is no better than chance {found}; check its label order and its fine-tuning"
     complaint = f"the teacher {model} {fault}"

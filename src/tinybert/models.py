@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def open_tokenizer(source: str, *, kind: Kind | None = None) -> PreTrainedTokeni
             of token_classification, which come in lists: otherwise they would run into one another.
 
     Raises:
-        InputError: The folder has none, or it cannot be read.
+        InputError: The folder has none, it cannot be read, or it has no piece for padding.
     """
     config = open_config(source)
     try:
@@ -121,6 +122,8 @@ def open_tokenizer(source: str, *, kind: Kind | None = None) -> PreTrainedTokeni
         raise InputError(f"cannot load the tokenizer of {source}: {one_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{source} has no tokenizer: copy tokenizer.json or vocab.txt into the folder")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {source} has no piece for padding: set its pad_token and save it")
     return _spaced(tokenizer, source, config) if kind == "token_classification" else tokenizer
 
 
@@ -176,10 +179,20 @@ def _load(
         raise InputError(f"cannot load the weights of {source}: {one_line(error)}") from error
     # A head may be new; an encoder with holes would train from noise without a word.
     prefix = "" if whole or model.base_model is model else model.base_model_prefix + "."
-    missing = [name for name in report["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
+    part = "" if whole else "encoder "
+
+    def of_encoder(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name.startswith(prefix) and "pooler" not in name]
+
+    missing = of_encoder(report["missing_keys"])
     if missing:
-        part = "" if whole else "encoder "
         raise InputError(f"the weights of {source} lack {len(missing)} {part}tensors such as {missing[0]}")
+    other = of_encoder(name for name, *_ in report["mismatched_keys"])
+    if other:
+        raise InputError(
+            f"{len(other)} {part}tensors of {source} have other shapes than its config.json says, such as "
+            f"{other[0]}: mend config.json"
+        )
     if report["missing_keys"] and not new_head:
         raise InputError(
             f"the model {source} has no masked-LM head (no {min(report['missing_keys'])} among its weights): "
@@ -251,7 +264,7 @@ def open_whole(source: str) -> PreTrainedModel:
 
 
 def new_task_model(source: str, kind: Kind, label_names: tuple[str, ...]) -> PreTrainedModel:
-    """Load an encoder under a new head.
+    """Load an encoder under a head: its own where that is of these classes, else a new one.
 
     Args:
         source: A folder or a hub name.
@@ -260,13 +273,28 @@ def new_task_model(source: str, kind: Kind, label_names: tuple[str, ...]) -> Pre
             an answer.
     """
     config = open_config(source)
+    has_other_classes = _has_other_classes(config, label_names)
     if kind == "question_answering":
         config.num_labels = 2
     else:
         config.id2label = dict(enumerate(label_names or ("score",)))
         config.label2id = {name: index for index, name in config.id2label.items()}
     config.problem_type = _PROBLEMS.get(kind)
-    return _load(_HEADS[_ENDINGS.get(kind, _SEQUENCE)], source, config, ignore_mismatched_sizes=True)
+    model = _load(_HEADS[_ENDINGS.get(kind, _SEQUENCE)], source, config, ignore_mismatched_sizes=True)
+    if has_other_classes:
+        for module in model.children():
+            if module is not model.base_model:
+                for parameter in module.parameters():
+                    parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # else it is left
+                module.apply(model._init_weights)
+    return model
+
+
+def _has_other_classes(config: PreTrainedConfig, wanted: tuple[str, ...]) -> bool:
+    """Return whether a head is of other classes, or of these in another order: worse than a new one."""
+    found = [name.casefold() for name in label_names(config)]
+    has_names = not all(re.fullmatch(r"label_\d+", name) for name in found)
+    return has_names and bool(wanted) and found != [name.casefold() for name in wanted]
 
 
 def has_task(model: PreTrainedModel) -> bool:

@@ -301,6 +301,20 @@ def test_mistyped_options_are_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
+    "words", [["--learning_rate", "5e-5"], ["--learning-rate=5e-5"], ["--config", "{w}"]]
+)
+def test_one_rate_for_two_stages_is_refused_whatever_it_is(
+    words: list[str], workshop: Path, untouched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paper's own is the default of transformers, and would be taken for none."""
+    path = tmp_path / "rate.yaml"
+    path.write_text("learning_rate: 5.0e-5\n")
+    good = words_of(good_options("distill", workshop, untouched))
+    assert main(["distill", *good, *(word.replace("{w}", str(path)) for word in words)]) == 2
+    check_one_line(capsys, "--learning_rate has no meaning with two stages")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--eval_strategy", "sometimes"], "sometimes"),

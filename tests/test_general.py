@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -154,6 +155,19 @@ def test_any_transformers_program_opens_the_result_and_a_task_goes_on_from_it(
     )
     result = distill_task(arguments, DistillationConfig(str(tmp_path / "task"), **QUICK))
     assert result.figures[-1].metrics["accuracy"] > 0
+
+
+def test_held_out_documents_of_any_length_are_evaluated_with_masked_pieces(
+    text: Path, save_model: Callable[[PreTrainedModel, Path], Path], tmp_path: Path
+) -> None:
+    """Those shorter than a block are padded, their masked pieces too."""
+    teacher = save_model(make_masked_lm(), tmp_path / "teacher")
+    text = shutil.copytree(text, tmp_path / "text")
+    (text / "eval" / "held_out.txt").write_text("good film fine plot\n\nbad\n\na fine good film\n" * 5)
+    result = distil(
+        text, teacher, tmp_path / "run", held_out=True, objective="distilbert", layers=1, init="random"
+    )
+    assert result.figures[-1].metrics["loss"] > 0
 
 
 def test_the_losses_of_distilbert_are_learnt_on_masked_text(

@@ -100,6 +100,32 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
         check_claimable(tmp_path / "a" / "b")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_strategy": "no"}, "--save_strategy no would leave no model to choose: give epoch or steps"),
+        ({"eval_strategy": "steps"}, "--eval_strategy steps: .* give --save_strategy steps"),
+        ({"metric_for_best_model": "f1"}, "--metric_for_best_model f1: the task's own metric chooses"),
+    ],
+)
+def test_a_schedule_that_stages_would_not_keep_is_refused(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    """Overridden without a word, it would cost whoever relies on it hours."""
+    with pytest.raises(InputError, match=message):
+        Run(TrainingConfig(str(tmp_path), use_cpu=True, report_to="none", **options), None, ())
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_stages_are_evaluated_when_they_are_saved(tmp_path: Path, strategy: str) -> None:
+    """As often as was asked for."""
+    config = TrainingConfig(
+        str(tmp_path), use_cpu=True, report_to="none", save_strategy=strategy, save_steps=7
+    )
+    stage = Run(config, None, ()).stage_config("prediction", config, best="f1")
+    assert (stage.eval_strategy, stage.save_strategy, stage.eval_steps) == (strategy, strategy, 7)
+
+
 def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path: Path) -> None:
     """A folder of somebody's notes must survive; an old record or page beside a new model would lie."""
     for name in (

@@ -398,12 +398,14 @@ def test_the_intermediate_stage_leaves_pooler_and_head(
     assert [parameter.requires_grad for parameter in student.parameters()] == flags
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize(("batch_size", "padding"), [(1, "real"), (2, "real"), (4, "real"), (2, "reference")])
 def test_accumulated_batches_make_the_step_of_one_big_batch(
-    make_trainer: Parts, student: PreTrainedModel, batch_size: int
+    make_trainer: Parts, student: PreTrainedModel, rows: datasets.Dataset, batch_size: int, padding: str
 ) -> None:
     """Averaged over ragged pieces, a short piece's tokens would count for more than a long one's."""
     set_dropout(student, 0.0)
+    if padding == "reference":  # which pads all batches alike
+        rows = rows.select([0] * 8)
     before, after = copies(student), []
     for size in (8, batch_size):
         model = clone(student)
@@ -414,6 +416,8 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(
             optim="sgd",
             learning_rate=0.1,
             max_steps=1,
+            rows=rows,
+            padding=padding,
             gold_weight=0.3,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=8 // size,
@@ -430,6 +434,14 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(
         after.append(copies(model) | copies(trainer.objective))
     for name, tensor in after[0].items():
         torch.testing.assert_close(after[1][name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_a_teacher_reads_segments_that_its_student_has_not(
+    make_trainer: Parts, tiny_encoder: Callable[..., PreTrainedModel]
+) -> None:
+    """Without its token types a pair would be one text to the teacher, in this stage alone."""
+    trainer = make_trainer(model=tiny_encoder("distilbert"), prediction_weight=0.0)
+    assert "token_type_ids" in next(iter(trainer.get_train_dataloader()))
 
 
 def test_the_loss_of_a_padded_batch_is_that_of_its_rows(

@@ -1,6 +1,7 @@
 """Batches under a token budget; training that survives SIGTERM, NaN and a full disk."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,76 @@ def test_sigterm_ends_training_within_its_step_with_a_checkpoint_of_it(
     resumed = trained()
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
     assert (resumed.state.global_step, resumed.stopped) == (12, False)
+
+
+def scored(tiny_encoder: Callable[..., PreTrainedModel], folder: Path, *callbacks: Any) -> EncoderTrainer:
+    """Three epochs of four steps, each evaluated; the loss gets worse from the first on."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    epochs = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 3}
+    return EncoderTrainer(
+        model=classifier(tiny_encoder),
+        args=training(folder, **best, **epochs, learning_rate=1e-2, warmup_steps=0),
+        train_dataset=[ROW] * 16,
+        eval_dataset=[ROW | {"labels": 1 - ROW["labels"]}] * 4,
+        callbacks=list(callbacks),
+    )
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(
+    tiny_encoder: Callable[..., PreTrainedModel], tmp_path: Path, step: int
+) -> None:
+    """Evaluated where it was cut short, it would choose among checkpoints that the other does not have."""
+
+    def evaluated(trainer: EncoderTrainer) -> list[tuple[int, float]]:
+        return [(row["step"], row["eval_loss"]) for row in trainer.state.log_history if "eval_loss" in row]
+
+    whole = scored(tiny_encoder, tmp_path / "whole")
+    whole.train()
+    stopped = scored(
+        tiny_encoder, tmp_path / "part", At(step, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    )
+    stopped.train()
+    assert stopped.state.global_step == step
+    assert evaluated(stopped) == [row for row in evaluated(whole) if row[0] <= step]
+    (tmp_path / "part").rename(tmp_path / "moved")
+    resumed = scored(tiny_encoder, tmp_path / "moved")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "moved" / f"checkpoint-{step}"))
+    assert evaluated(resumed) == evaluated(whole)
+    assert resumed.state.best_metric == whole.state.best_metric == evaluated(whole)[0][1]
+    for mine, its in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_a_best_checkpoint_that_is_gone_counts_no_more(
+    tiny_encoder: Callable[..., PreTrainedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model that is published would not be the one whose score is recorded."""
+    stopped = scored(tiny_encoder, tmp_path, At(6, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    stopped.train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = scored(tiny_encoder, tmp_path)
+    with caplog.at_level("WARNING", "tinybert"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert "the best so far, is gone" in caplog.text
+    assert (resumed.state.best_global_step, Path(resumed.state.best_model_checkpoint).name) == (
+        8,
+        "checkpoint-8",
+    )
+
+
+def test_accumulated_batches_have_the_loss_of_one_big_batch(trained: Callable[..., EncoderTrainer]) -> None:
+    """Summed instead, the loss would be clipped as many times harder as there are batches."""
+    found = []
+    for size in (8, 2):
+        batches = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        trainer = trained(**batches, logging_steps=1)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.train()
+        found.append([(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row])
+    assert np.allclose(*found, rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

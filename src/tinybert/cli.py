@@ -92,13 +92,9 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
     parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with the same options; those given here win.")
     _shorten_help(parser, command, kinds)
-    before = _Parser(prog=f"tinybert {command}", add_help=False, allow_abbrev=False)
-    before.add_argument("--config")
-    config, rest = before.parse_known_args(options)
-    if config.config is not None:
-        rest = _options_of_file(Path(config.config)) + rest
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+        words = _words(command, options)
+        *parsed, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     except InputError:
         raise
     except ValueError as error:  # transformers checks its own options
@@ -106,6 +102,14 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
     return tuple(parsed[: len(kinds)])
+
+
+def _words(command: str, options: list[str]) -> list[str]:
+    """Return the options, those of the file of ``--config`` before them."""
+    before = _Parser(prog=f"tinybert {command}", add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    config, rest = before.parse_known_args(options)
+    return rest if config.config is None else _options_of_file(Path(config.config)) + rest
 
 
 def _shorten_help(parser: argparse.ArgumentParser, command: str, kinds: tuple[type, ...]) -> None:
@@ -160,9 +164,21 @@ def _finetune(options: list[str]) -> None:
 
 def _distill(options: list[str]) -> None:
     from tinybert.preflight import DryRun
-    from tinybert.stages import DistillArguments, distill_task, preflight_distill
+    from tinybert.stages import (
+        OF_ONE_STAGE,
+        DistillArguments,
+        distill_task,
+        preflight_distill,
+        refuse_of_one_stage,
+    )
     from tinybert.trainer import DistillationConfig
 
+    given = {
+        word.partition("=")[0].removeprefix("--").replace("-", "_") for word in _words("distill", options)
+    }
+    for name in OF_ONE_STAGE:
+        if name in given:  # with their defaults as well
+            refuse_of_one_stage(name)
     arguments, config, wish = _parse("distill", options, DistillArguments, DistillationConfig, DryRun)
     if wish.dry_run:
         print(preflight_distill(arguments, config).text())

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from tinybert.capture import capture, evaluating
+from tinybert.collation import Collator
 from tinybert.errors import InputError
 from tinybert.objective import DistillationLoss
 from tinybert.packing import BlockStream
@@ -134,7 +134,7 @@ class CorpusTrainer(DistillationTrainer):
             objective,
             train_dataset=batches,
             eval_dataset=eval_rows,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=Collator(tokenizer, "token_classification"),  # masked pieces are its labels
         )
         self.add_callback(_PassCallback(steps_per_pass))
 

@@ -222,7 +222,8 @@ def attention_loss(
     if padding == "reference":
         both = (queries @ keys.mT, teacher_queries @ teacher_keys.mT)
         student_scores, teacher_scores = (scores.masked_fill(scores <= -100, 0) for scores in both)
-        return F.mse_loss(student_scores, teacher_scores)
+        total = F.mse_loss(student_scores, teacher_scores, reduction="sum")
+        return total / (heads * (real.shape[0] * length**2 if pairs is None else pairs))
     # Where the Gram form pays moves with the size of what is compared.
     form = form or ("direct" if length * heads < GRAM_FROM_LENGTH * teacher_heads else "gram")
     total = _ScoreDifference.apply(queries, keys, teacher_queries, teacher_keys, form)
@@ -305,7 +306,7 @@ def hidden_loss(
     projected = projection(student_hidden)
     with torch.autocast(student_hidden.device.type, enabled=False):
         if padding == "reference":
-            return F.mse_loss(_wide(projected), _wide(teacher_hidden.detach()))
+            attention_mask = torch.ones_like(attention_mask)
         total: Tensor = _SquaredDistance.apply(projected, teacher_hidden.detach(), attention_mask)
         tokens = Counts.of(attention_mask).tokens if tokens is None else tokens
         return total / (tokens * teacher_hidden.shape[-1])
@@ -360,9 +361,8 @@ def soft_label_loss(
     """
     target = F.softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
     log_probabilities = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
-    if padding == "reference":
-        return -(target * log_probabilities).mean()
-    total = -(target * log_probabilities).sum() * temperature**2
+    factor = 1 / student_logits.shape[-1] if padding == "reference" else temperature**2
+    total = -(target * log_probabilities).sum() * factor
     return total / (student_logits.shape[0] if examples is None else examples)
 
 

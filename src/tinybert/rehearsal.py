@@ -44,7 +44,7 @@ class Rehearsal(Run):
         self.paces: dict[str, Pace] = {}
 
     def stage_config(
-        self, stage: str, config: Config, *, best: str | None, strategy: Literal["epoch", "steps"] = "epoch"
+        self, stage: str, config: Config, *, best: str | None, strategy: Literal["steps"] | None = None
     ) -> Config:
         """Return arguments for a few steps in the order of the rows, with nothing kept or logged."""
         return replace(

@@ -16,7 +16,13 @@ from typing import Any, Literal, TypeVar
 
 from accelerate import PartialState
 from safetensors.torch import load_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    IntervalStrategy,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.trainer_utils import SaveStrategy
 
 from tinybert.checkpoints import last_whole
 from tinybert.errors import InputError, Stopped
@@ -127,12 +133,34 @@ def check_claimable(
         raise InputError(f"the output folder {folder} cannot be made: {nearest} is not writable")
     if resume and (folder / RECORD).exists():
         raise InputError(
-            f"the run in {folder} is finished: nothing to resume; --overwrite_output_dir starts anew"
+            f"the run in {folder} is finished: nothing to resume (tinybert export and report go on from it); "
+            "--overwrite_output_dir starts anew"
         )
     if not (resume or overwrite) and folder.is_dir() and any(folder.iterdir()):
         raise InputError(
             f"the output folder {folder} exists and is not empty: choose another, "
             "or add --overwrite_output_dir or --resume_from_checkpoint true"
+        )
+
+
+def _check_schedule(config: TrainingArguments) -> None:
+    """Refuse what the stages would not do: they evaluate when they save, and the task's metric chooses.
+
+    Raises:
+        InputError: Something else was asked for.
+    """
+    saved = SaveStrategy(config.save_strategy).value
+    evaluated, chosen = IntervalStrategy(config.eval_strategy).value, config.metric_for_best_model
+    if saved not in ("epoch", "steps"):
+        raise InputError(f"--save_strategy {saved} would leave no model to choose: give epoch or steps")
+    if evaluated not in ("no", saved):
+        raise InputError(
+            f"--eval_strategy {evaluated}: models are evaluated when they are saved: give --save_strategy "
+            f"{evaluated}"
+        )
+    if chosen not in (None, "loss"):
+        raise InputError(
+            f"--metric_for_best_model {chosen}: the task's own metric chooses the checkpoint: leave it out"
         )
 
 
@@ -184,6 +212,7 @@ class Run:
         self.started = time.monotonic()
         self.stages: dict[str, Any] = {}
         self.is_main = PartialState().is_main_process
+        _check_schedule(config)
         check_claimable(self.folder, overwrite=self.overwrite, resume=self.resume, inputs=inputs)
 
     def seconds(self) -> float:
@@ -248,18 +277,18 @@ class Run:
         return self.folder / CHECKPOINTS / stage
 
     def stage_config(
-        self, stage: str, config: Config, *, best: str | None, strategy: Literal["epoch", "steps"] = "epoch"
+        self, stage: str, config: Config, *, best: str | None, strategy: Literal["steps"] | None = None
     ) -> Config:
-        """Return a stage's training arguments: evaluated and saved each epoch, or every ``save_steps``.
+        """Return a stage's training arguments: evaluated whenever it is saved, as the config has it.
 
         The best by the metric ``best`` is kept; without one there is no evaluation.
         """
         return replace(
             config,
             output_dir=str(self.stage_folder(stage)),
-            eval_strategy="no" if best is None else strategy,
+            eval_strategy="no" if best is None else strategy or config.save_strategy,
             eval_steps=config.save_steps,
-            save_strategy=strategy,
+            save_strategy=strategy or config.save_strategy,
             load_best_model_at_end=best is not None,
             metric_for_best_model=best,
             greater_is_better=best != "loss",

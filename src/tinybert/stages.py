@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from tinybert import models
 from tinybert.augment_files import AugmentArguments, AugmentJob
@@ -39,6 +40,7 @@ from tinybert.training import TrainingConfig
 logger = logging.getLogger(__name__)
 
 STAGES = ("intermediate", "prediction")
+OF_ONE_STAGE = ("num_train_epochs", "learning_rate")
 
 
 @dataclass
@@ -324,14 +326,19 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     return score(rows, tokens, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
 
 
+def refuse_of_one_stage(name: str) -> NoReturn:
+    """Refuse an option, of ``OF_ONE_STAGE``, that each stage has one of its own for."""
+    both = " and ".join(f"--{stage}_{name.removeprefix('num_train_')}" for stage in STAGES)
+    raise InputError(f"--{name} has no meaning with two stages: use {both}")
+
+
 def _stage_configs(
     arguments: DistillArguments, config: DistillationConfig
 ) -> tuple[DistillationConfig, DistillationConfig]:
     """Return the arguments of both stages: their own epochs and rate, and the losses they are about."""
-    for name in ("num_train_epochs", "learning_rate"):
+    for name in OF_ONE_STAGE:
         if getattr(config, name) != TrainingConfig.__dataclass_fields__[name].default:
-            both = " and ".join(f"--{stage}_{name.removeprefix('num_train_')}" for stage in STAGES)
-            raise InputError(f"--{name} has no meaning with two stages: use {both}")
+            refuse_of_one_stage(name)
     intermediate = replace(
         config,
         num_train_epochs=arguments.intermediate_epochs or 0.0,

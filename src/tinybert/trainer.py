@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from tinybert.anatomy import dropping, states_pass_by
 from tinybert.capture import capture, check_capturable, evaluating
+from tinybert.collation import MODEL_INPUTS
 from tinybert.distilbert import DistilBertLoss
 from tinybert.errors import InputError
 from tinybert.losses import Counts, States
@@ -334,10 +335,11 @@ class DistillationTrainer(EncoderTrainer):
         return {f"{name}_loss": mean for name, mean in zip(names, means.tolist(), strict=True)}
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Let the cached teacher logits through the filter of unused columns."""
+        """Let through the filter of unused columns what the teacher reads, and its cached logits."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        self._signature_columns = list({*columns, "teacher_logits", "labels"})  # type: ignore[assignment]
+        read = {*columns, *MODEL_INPUTS, "teacher_logits", "labels"}
+        self._signature_columns = list(read)  # type: ignore[assignment]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Keep the projections with the training state: checkpoints have them, the saved model does not."""

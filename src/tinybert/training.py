@@ -50,6 +50,7 @@ class TrainingConfig(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size a device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size a device."})
     logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
+    save_strategy: str = field(default="epoch", metadata={"help": "Evaluate and save by epoch or by steps."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept: the last ones, the best among them or beside them."}
     )
@@ -215,6 +216,8 @@ class EncoderTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Make a Trainer that listens to SIGTERM while it trains."""
         super().__init__(*args, **kwargs)
+        # Else transformers takes a head's **kwargs for a promise to divide by the whole step's counts.
+        self.model_accepts_loss_kwargs = False
         self.stopped = False
         self._is_saving = False
         self.add_callback(_StopCallback(self))
@@ -300,6 +303,17 @@ class EncoderTrainer(Trainer):
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _load_callback_state(self) -> None:
+        """Find the best checkpoint, which is known by its path, where the run lies now."""
+        state = self.state
+        if state.best_global_step:
+            best = Path(str(self.args.output_dir), checkpoint_name(state.best_global_step))
+            state.best_model_checkpoint = str(best)
+            if not best.is_dir():
+                logger.warning("%s, the best so far, is gone: the best of the rest counts", best)
+                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        super()._load_callback_state()
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return str(aside(Path(folder))) if self._is_saving else folder
@@ -354,6 +368,7 @@ class _StopCallback(TrainerCallback):
 
     def __init__(self, trainer: EncoderTrainer) -> None:
         self.trainer = trainer
+        self._is_ending = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -361,10 +376,14 @@ class _StopCallback(TrainerCallback):
             asked = torch.tensor(float(trainer.stopped), device=trainer.args.device)
             trainer.stopped = bool(trainer.accelerator.reduce(asked, "sum") > 0)
         if trainer.stopped:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_save = control.should_training_stop = self._is_ending = True
 
     on_evaluate = on_step_end
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate nothing where an epoch was cut short: an uninterrupted run has no such checkpoint."""
+        if self._is_ending and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = False
 
 
 @contextmanager

@@ -57,6 +57,19 @@ def only_one(path: Path, *, wait: bool) -> Iterator[bool]:
             yield True
 
 
+def distance(record: Mapping[str, Any]) -> float | None:
+    """Return a student's cross-entropy with its teacher on the choosing rows, at the checkpoint chosen there.
+
+    Mean squared difference for scores. None where no stage measures it: gold labels alone, no training.
+    """
+    for stage in record["stages"].values():
+        for entry in stage.get("log", ()):
+            is_chosen = entry.get(f"eval_{record['metric']}") == stage["best_metric"]
+            if is_chosen and "eval_prediction_loss" in entry:
+                return float(entry["eval_prediction_loss"])
+    return None
+
+
 class Experiments:
     """The runs of one YAML file in one work folder."""
 
@@ -154,6 +167,7 @@ class Experiments:
             "metrics": metrics,
             "chosen": record["models"][-1]["metrics"],
             "solved": solved,
+            "distance": distance(record),
             "steps": {name: stage["steps"] for name, stage in record["stages"].items() if "steps" in stage},
             "seconds": round(seconds, 1),
             "parameters": record["models"][-1]["parameters"],

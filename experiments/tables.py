@@ -3,10 +3,11 @@
     python experiments/tables.py [--results experiments/results.jsonl] [--document docs/results.md] [--print]
 
 Each table stands between ``<!-- experiment NAME -->`` and ``<!-- end NAME -->`` in the document, of some ways
-if the mark lists them, in that order (``<!-- experiment NAME: WAY WAY -->``), and of the scores on the rows
-that chose the checkpoint if it says so (``<!-- experiment NAME chosen: WAY WAY -->``); a mark without
-results is an error, and an experiment without a mark is printed only. A cell is the mean over
-seeds with the lowest and highest, and its share of the teacher's; "kept" is the mean of these shares.
+if the mark lists them, in that order (``<!-- experiment NAME: WAY WAY -->``). With ``chosen`` after the name
+it has the scores on the rows that chose the checkpoint, with ``distance`` the soft-label losses there: the
+nearer to the teacher the less, and measured more finely than by counting right answers. A mark without
+results is an error, and an experiment without a mark is printed only. A cell is the mean over seeds with the
+lowest and highest, and its share of the teacher's; "kept" is the mean of these shares.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +31,30 @@ def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def cell(scores: list[float], teacher: list[float]) -> str:
+def cell(scores: list[float], teacher: list[float], digits: int = 1) -> str:
     """Return a mean, its range over seeds, and how much of the teacher's it is."""
     if not scores:
         return "-"
-    mean = f"{statistics.mean(scores):.1f}"
+    mean = f"{statistics.mean(scores):.{digits}f}"
     if len(scores) > 1:
-        mean += f" ({min(scores):.1f} to {max(scores):.1f})"
+        mean += f" ({min(scores):.{digits}f} to {max(scores):.{digits}f})"
     return f"{mean}; {100 * statistics.mean(scores) / teacher[0]:.1f} %" if teacher else mean
 
 
-def table(results: list[dict[str, Any]], shown: list[str] | None = None, *, chosen: bool = False) -> str:
+def value_of(result: Mapping[str, Any], what: str) -> float | None:
+    """Return what a table shows of a run; None where it was not measured."""
+    if what == "chosen":
+        return 100 * result["chosen"][result["metric"]]
+    return result.get("distance") if what == "distance" else result["score"]
+
+
+def table(results: list[dict[str, Any]], shown: list[str] | None = None, what: str = "reported") -> str:
     """Return one experiment as a markdown table: a way a row, a data set of which a way was run a column.
 
     Args:
         results: Those of the experiment.
         shown: The ways to show below the teacher; all of them if not given.
-        chosen: Whether to show the scores on the rows that chose the checkpoint.
+        what: Of a run: its score as "reported", as "chosen", or its "distance" from the teacher.
 
     Raises:
         SystemExit: There are no results of such a way.
@@ -58,21 +67,19 @@ def table(results: list[dict[str, Any]], shown: list[str] | None = None, *, chos
         results = sorted(
             (result for result in results if result["way"] in order), key=lambda row: order.index(row["way"])
         )
+    results = [result for result in results if value_of(result, what) is not None]
     data = list(dict.fromkeys(result["data"] for result in results if result["way"] != "teacher"))
     ways = sorted(dict.fromkeys(result["way"] for result in results), key=lambda way: way != "teacher")
 
-    def scores(way: str, name: str) -> list[float]:
-        found = [result for result in results if (result["way"], result["data"]) == (way, name)]
-        if chosen:
-            return [100 * result["chosen"][result["metric"]] for result in found]
-        return [result["score"] for result in found]
+    def values(way: str, name: str) -> list[float]:
+        return [value_of(row, what) for row in results if (row["way"], row["data"]) == (way, name)]
 
     metrics = {result["data"]: result["metric"] for result in results}
-    teachers = {name: scores("teacher", name) for name in data}
+    teachers = {name: values("teacher", name) for name in data}
     heads = ["way", *(f"{name} ({metrics[name]})" for name in data), "kept", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for way in ways:
-        found = {name: scores(way, name) for name in data}
+        found = {name: values(way, name) for name in data}
         kept = [
             statistics.mean(found[name]) / teachers[name][0]
             for name in data
@@ -80,9 +87,10 @@ def table(results: list[dict[str, Any]], shown: list[str] | None = None, *, chos
         ]
         whole = 0 < len(kept) == len(data)
         counts = sorted({len(found[name]) for name in data if found[name]})
+        digits = 3 if what == "distance" else 1
         cells = [
             way,
-            *(cell(found[name], [] if way == "teacher" else teachers[name]) for name in data),
+            *(cell(found[name], [] if way == "teacher" else teachers[name], digits) for name in data),
             f"{100 * statistics.mean(kept):.1f} %" if whole else "-",
             " or ".join(map(str, counts)),
         ]
@@ -98,14 +106,14 @@ def filled(document: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        name, chosen, ways = found.groups()
+        name, what, ways = found.groups()
         if name not in results:
             sys.exit(f"the document has a place for the experiment {name!r}, and there are no results of it")
-        lines = table(results[name], ways.split() if ways else None, chosen=chosen is not None)
+        lines = table(results[name], ways.split() if ways else None, what or "reported")
         return f"{found[0].splitlines()[0]}\n{lines}\n<!-- end {name} -->"
 
     return re.sub(
-        r"<!-- experiment (\w+)( chosen)?(?:: (.*?))? -->\n.*?<!-- end \1 -->",
+        r"<!-- experiment (\w+)(?: (chosen|distance))?(?:: (.*?))? -->\n.*?<!-- end \1 -->",
         fill,
         document,
         flags=re.DOTALL,

@@ -143,11 +143,27 @@ def test_a_table_may_show_some_ways_in_an_order_of_its_own() -> None:
         tables.table(results, ["first", "missing"])
 
 
+def test_the_distance_is_that_of_the_checkpoint_that_was_chosen() -> None:
+    """The last one's, or a mean over all, would be another model's."""
+    log = [
+        {"eval_accuracy": 0.8, "eval_prediction_loss": 0.5},
+        {"eval_accuracy": 0.9, "eval_prediction_loss": 0.4},
+    ]
+    stages = {
+        "closed_form": {"seconds": 1.0},
+        "intermediate": {"best_metric": 0.2, "log": [{"eval_loss": 0.2, "eval_hidden_1_loss": 0.1}]},
+        "prediction": {"best_metric": 0.9, "log": [{"loss": 0.9}, *log, {"eval_accuracy": 0.85}]},
+    }
+    assert run.distance({"metric": "accuracy", "stages": stages}) == 0.4
+    of_labels = {"finetune": {"best_metric": 0.9, "log": [{"eval_accuracy": 0.9}]}}
+    assert run.distance({"metric": "accuracy", "stages": of_labels}) is None
+
+
 def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
     """A table pasted by hand is out of date a day later."""
     results = {"x": [result(way, "a", 42, 80.0) for way in ("one", "two")]}
     whole, of_one = tables.table(results["x"]), tables.table(results["x"], ["two"])
-    chosen = tables.table(results["x"], ["one"], chosen=True)
+    chosen = tables.table(results["x"], ["one"], "chosen")
     document = (
         "before\n<!-- experiment x -->\nold\n<!-- end x -->\nafter\n"
         "<!-- experiment x: two -->\nold\n<!-- end x -->\nend\n"
@@ -160,6 +176,11 @@ def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
         f"<!-- experiment x chosen: one -->\n{chosen}\n<!-- end x -->\n"
     )
     assert chosen.endswith("| one | 90.0 | - | 1 |")
+    near = [result("one", "a", seed, 80.0) | {"distance": seed / 8} for seed in (1, 2)]
+    far = tables.table([result("teacher", "a", 42, 82.0), *near, *results["x"]], what="distance")
+    assert far.splitlines()[2:] == ["| one | 0.188 (0.125 to 0.250) | - | 2 |"], (
+        "those that have none are left out"
+    )
     assert tables.filled(filled, results) == filled
     with pytest.raises(SystemExit, match="no results"):
         tables.filled(document, {"y": results["x"]})

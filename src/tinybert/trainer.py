@@ -198,6 +198,8 @@ class DistillationTrainer(EncoderTrainer):
         student = self._observe(model, inputs, layers=self.objective.depths[0])
         parts = self._synced_objective(student, teacher, inputs["attention_mask"], _gold(inputs), counts)
         noted = {name: part.detach() for name, part in parts.items()}
+        if model.training and self.args.logging_strategy == "no":
+            self._parts[True].clear()  # nobody will read them
         self._parts[model.training].append((self.state.global_step, noted, counts))
         loss = self.objective.total(parts)
         return (loss, {"logits": student.logits}) if return_outputs else loss

@@ -395,6 +395,7 @@ def test_epochs_are_passes_over_the_corpus(text: Path, start_folder: Path, tmp_p
         ({"eval_blocks": 0}, "--eval_blocks must be 1 or more, got 0"),
         ({"tokens_per_batch": 512}, "--tokens_per_batch has no meaning"),
         ({"objective": "distilbert", "hidden_weight": 0.0}, "--hidden_weight has no meaning"),
+        ({"save_strategy": "epoch"}, "--save_strategy has no meaning in general distillation"),
         ({"corpus": ["nowhere/*.txt"]}, r"nowhere/\*.txt"),
         ({"layers": 9}, "layers is 9"),
         ({"block_size": 128}, "--block_size is 128: it must be from 3 to 64"),

@@ -93,6 +93,7 @@ class GeneralConfig(DistillationConfig):
     """``DistillationConfig`` with defaults for a corpus."""
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
+    save_strategy: str = field(default="steps", metadata={"help": "By steps: text has no epochs."})
     save_steps: float = field(
         default=500, metadata={"help": "Evaluate and keep a checkpoint every so many steps."}
     )
@@ -141,7 +142,7 @@ def _prepare(arguments: GeneralArguments, config: GeneralConfig) -> "_GeneralDis
 
 def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
     """Refuse options that nobody would read."""
-    unread = ["tokens_per_batch", "prediction_weight", "gold_weight", "temperature"]
+    unread = ["save_strategy", "tokens_per_batch", "prediction_weight", "gold_weight", "temperature"]
     if arguments.objective == "distilbert":
         unread += ["embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "padding"]
         unread += ["relation_heads", "attention_compares"]
@@ -264,7 +265,7 @@ class _GeneralDistillation:
             InputError: No ``max_steps``, and a corpus whose length nobody knows.
         """
         config, arguments = self.config, self.arguments
-        stage = self.run.stage_config(STAGE, config, best="loss" if is_evaluated else None, strategy="steps")
+        stage = self.run.stage_config(STAGE, config, best="loss" if is_evaluated else None)
         batch_size = stage.train_batch_size * stage.world_size * stage.gradient_accumulation_steps
         length = pass_length(self.corpus, self.tokenizer, block_size=arguments.block_size)
         steps_per_pass = None if length is None else length.blocks / batch_size

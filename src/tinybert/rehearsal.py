@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +43,7 @@ class Rehearsal(Run):
         super().__init__(replace(run.config, output_dir=str(folder), resume_from_checkpoint=None), None, ())
         self.paces: dict[str, Pace] = {}
 
-    def stage_config(
-        self, stage: str, config: Config, *, best: str | None, strategy: Literal["steps"] | None = None
-    ) -> Config:
+    def stage_config(self, stage: str, config: Config, *, best: str | None) -> Config:
         """Return arguments for a few steps in the order of the rows, with nothing kept or logged."""
         return replace(
             config,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from safetensors.torch import load_model
@@ -276,9 +276,7 @@ class Run:
         """Return where a stage keeps its checkpoints."""
         return self.folder / CHECKPOINTS / stage
 
-    def stage_config(
-        self, stage: str, config: Config, *, best: str | None, strategy: Literal["steps"] | None = None
-    ) -> Config:
+    def stage_config(self, stage: str, config: Config, *, best: str | None) -> Config:
         """Return a stage's training arguments: evaluated whenever it is saved, as the config has it.
 
         The best by the metric ``best`` is kept; without one there is no evaluation.
@@ -286,9 +284,8 @@ class Run:
         return replace(
             config,
             output_dir=str(self.stage_folder(stage)),
-            eval_strategy="no" if best is None else strategy or config.save_strategy,
+            eval_strategy="no" if best is None else config.save_strategy,
             eval_steps=config.save_steps,
-            save_strategy=strategy or config.save_strategy,
             load_best_model_at_end=best is not None,
             metric_for_best_model=best,
             greater_is_better=best != "loss",

@@ -36,10 +36,10 @@ from ways import make_step
 from tinybert.data import load_data, tokenize
 from tinybert.evaluation import cached_logits, with_teacher_logits
 from tinybert.run_directory import RECORD
+from tinybert.sampling import TokenBatchSampler
 from tinybert.stages import DistillArguments, distill_task
 from tinybert.student import make_student
 from tinybert.trainer import DistillationConfig, DistillationTrainer
-from tinybert.training import TokenBatchSampler
 
 TOKENS_PER_BATCH = 4096
 

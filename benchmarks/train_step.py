@@ -40,8 +40,8 @@ from floor import Floor, make_rate, model_flops, optimizer_seconds, seconds_of
 from transformers import AutoTokenizer, BertModel
 from ways import VARIANTS, Batch, Step, make_step, make_teacher
 
+from tinybert.sampling import TokenBatchSampler
 from tinybert.student import make_student
-from tinybert.training import TokenBatchSampler
 
 FILES = {"SST-2": ("sentence",), "MRPC": ("sentence1", "sentence2")}
 LENGTHS = (64, 128, 256, 512)

@@ -78,6 +78,16 @@ def test_weights_in_several_files_are_counted_together(
     assert row["file_bytes"] == sum(shard.stat().st_size for shard in shards)
 
 
+def test_models_are_called_by_what_tells_them_apart() -> None:
+    """Two folders called student are one name for two models."""
+    names = benchmark._short_names(["runs/a/student", "runs/b/student", "teacher/", "owner/name"])
+    assert list(names.values()) == ["a/student", "b/student", "teacher", "name"]
+    assert benchmark._short_names(["student", "runs/student"]) == {
+        "student": "student",
+        "runs/student": "runs/student",
+    }
+
+
 def test_everything_is_measured_in_turn(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def workshop(
     write_csv(folder / "stranger.csv", [("good", "positive"), ("bad", "lukewarm")])
     write_csv(folder / "single.csv", [("good", "positive"), ("great", "positive")])
     (folder / "empty.csv").write_text("")
+    (folder / "semicolons.csv").write_text("text;label\ngood;positive\n")
     (folder / "header.csv").write_text("text,label\n")
     save_model(BertForMaskedLM(start.config), folder / "headless")
     save_model(BertModel(type(start.config)(**start.config.to_dict() | {"hidden_size": 64})), folder / "wide")
@@ -105,6 +106,11 @@ BAD_INPUTS = {
     "empty file": Bad("distill", {"train": "{w}/empty.csv"}, "empty.csv: the file is empty: expected"),
     "header only": Bad("finetune", {"train": "{w}/header.csv"}, "header.csv has no rows: expected a header"),
     "unknown columns": Bad("distill", {"train": "{w}/columns.csv"}, "no usual text column; it has 'words'"),
+    "another separator": Bad(
+        "finetune",
+        {"train": "{w}/semicolons.csv"},
+        "one column, 'text;label', as if its separator were ';': save",
+    ),
     "named column": Bad("finetune", {"text_columns": ["body"]}, "no column 'body'; it has 'text', 'label'"),
     "no label column": Bad("distill", {"eval": "{w}/unlabelled.csv"}, "no usual label column; it has 'text'"),
     "a missing label": Bad("finetune", {"train": "{w}/hole.csv"}, "label '' in row 2 is empty: fill it or"),
@@ -166,6 +172,30 @@ BAD_INPUTS = {
         "distill",
         {"intermediate_epochs": 0, "prediction_epochs": 0, "init": "random"},
         "got 0.* intermediate and 0.* one must",
+    ),
+    "a negative rate": Bad(
+        "distill", {"prediction_learning_rate": -1}, "--prediction_learning_rate must be 0 or"
+    ),
+    "batches of nothing": Bad(
+        "distill", {"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size must be 1"
+    ),
+    "steps of nothing": Bad(
+        "finetune", {"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must"
+    ),
+    "no tokens": Bad("distill", {"tokens_per_batch": 0}, "--tokens_per_batch must be 1 or more, got 0"),
+    "a seed below 0": Bad("finetune", {"seed": -5}, "--seed must be 0 or more, got -5"),
+    "no rows a pass": Bad("evaluate", {"batch_size": 0}, "--batch_size must be 1 or more, got 0"),
+    "nobody to report to": Bad(
+        "distill", {"report_to": "swanlab"}, "--report_to swanlab: it is not installed"
+    ),
+    "to the Hub": Bad(
+        "finetune", {"push_to_hub": True}, "--push_to_hub would upload each stage's checkpoints"
+    ),
+    "no such file system": Bad(
+        "distill", {"output_dir": "{w}/" + "x" * 300}, "cannot be made: File name too long"
+    ),
+    "scores nowhere": Bad(
+        "evaluate", {"json": "{w}/absent/x.json"}, "cannot write --json .*absent is no folder"
     ),
     "a gate without files": Bad("distill", {"max_drop": 2}, "--max_drop .* without --onnx"),
     "a gate of 200 points": Bad("distill", {"onnx": True, "max_drop": 200}, "expected points from 0 to 100"),
@@ -277,8 +307,8 @@ def test_foreign_code_was_not_run_by_any_of_it(workshop: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lerning_rate", "1"], "unknown option --lerning_rate .tinybert {command} --help lists"),
-        (["--max_len", "16"], "unknown option --max_len "),
+        (["--lerning_rate", "1"], "unknown option --lerning_rate .*tinybert {command} --help lists"),
+        (["--max_len", "16"], r"unknown option --max_len .did you mean --max_length\?"),
         (["stray"], "unknown option stray|unrecognized arguments: stray"),
         (["--max_length", "long"], "--max_length.*: invalid int value: 'long'"),
         (["--max_length"], "--max_length.*: expected one argument"),
@@ -394,6 +424,7 @@ def test_commands_run_from_a_config_file_and_options_win(
     out = capsys.readouterr().out
     assert "teacher" in out
     assert "student" in out
+    assert "eval_loss" not in out, "transformers' log is for stderr"
     record = json.loads((tmp_path / "student" / "run.json").read_text())
     assert record["arguments"]["layers"] == 2
     assert record["arguments"]["prediction_epochs"] == 2.0
@@ -401,6 +432,9 @@ def test_commands_run_from_a_config_file_and_options_win(
     words = ["--model", str(tmp_path / "student"), "--data", str(workshop / "eval.csv"), "--max_length", "16"]
     assert main(["evaluate", *words]) == 0
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert main(["evaluate", *words, "--json", str(tmp_path / "scores.json")]) == 0
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert {name: f"{value:.4f}" for name, value in written.items()} == shown
     assert float(shown["accuracy"]) == pytest.approx(record["models"][-1]["metrics"]["accuracy"], abs=1e-4)
 
 
@@ -422,9 +456,13 @@ def test_an_interruption_is_said_without_a_traceback(
     def interrupted(options: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules["tinybert.cli"].COMMANDS, "evaluate", interrupted)
-    assert main(["evaluate"]) == 130
-    assert capsys.readouterr().err == "tinybert: interrupted\n"
+    for command, way_back in (
+        ("evaluate", "interrupted\n"),
+        ("distill", "--resume_from_checkpoint true goes on"),
+    ):
+        monkeypatch.setitem(sys.modules["tinybert.cli"].COMMANDS, command, interrupted)
+        assert main([command]) == 130
+        assert way_back in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

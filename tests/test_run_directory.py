@@ -78,10 +78,22 @@ def test_a_link_to_an_input_is_seen_through(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_needs_to_be_said(tmp_path: Path) -> None:
     """Whoever forgets to change the output folder keeps the earlier model."""
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="not empty: choose another, or add --overwrite_output_dir or"):
+    with pytest.raises(InputError, match="not empty: choose another, or add --overwrite_output_dir true or"):
         check_claimable(tmp_path)
     check_claimable(tmp_path, overwrite=True)
     check_claimable(tmp_path, resume=True)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_leaves_its_folder_free(tmp_path: Path) -> None:
+    """Nothing can be lost there, and the same command is to work again."""
+    make_run(tmp_path).claim()
+    check_claimable(tmp_path)
+    (tmp_path / CHECKPOINTS / "finetune" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / CHECKPOINTS / "finetune" / "checkpoint-1" / "model.safetensors").write_text("x")
+    with pytest.raises(InputError, match=r"true or --resume_from_checkpoint true$"):
+        check_claimable(tmp_path)
+    with pytest.raises(InputError, match=r"or add --overwrite_output_dir true$"):
+        check_claimable(tmp_path, resume=None)
 
 
 def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:

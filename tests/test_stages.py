@@ -233,8 +233,9 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_student(
             distill(toy, taught.output_dir, folder, **SHORT)
     assert not (folder / "model.safetensors").exists(), "an interrupted run must not look finished"
     assert not (folder / "run.json").exists()
-    with pytest.raises(InputError, match="not empty: choose another"):
-        distill(toy, taught.output_dir, folder, **SHORT)
+    if step > 6:  # there is something to lose
+        with pytest.raises(InputError, match="not empty: choose another"):
+            distill(toy, taught.output_dir, folder, **SHORT)
     with monkeypatch.context() as patch:
         steps = interrupt_at(patch, -1)
         resumed = distill(toy, taught.output_dir, folder, {"resume_from_checkpoint": "true"}, **SHORT)

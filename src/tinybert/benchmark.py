@@ -1,14 +1,11 @@
 """Models and backends side by side on this machine: size, operations, memory, latency, throughput."""
 
-import contextlib
 import copy
-import json
-import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +19,7 @@ from tinybert import models
 from tinybert.errors import InputError
 from tinybert.flops import forward_flops
 from tinybert.footprint import BACKENDS, peak_memory
+from tinybert.json_files import check_writable, write_json
 from tinybert.sessions import FILES, FOLDER, open_session, runner
 
 _PACKAGES = ("tinybert", "torch", "transformers", "onnxruntime")
@@ -98,7 +96,7 @@ def measure(arguments: BenchmarkArguments) -> dict[str, Any]:
             cannot be written.
     """
     if arguments.json is not None:
-        _check_writable(Path(arguments.json))
+        check_writable(Path(arguments.json))
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -112,7 +110,7 @@ def measure(arguments: BenchmarkArguments) -> dict[str, Any]:
     result["waited"] = _waited(entries) if arguments.threads == 1 else None
     result["best"] = recommend(rows)
     if arguments.json is not None:
-        _write(Path(arguments.json), result)
+        write_json(Path(arguments.json), result)
     return result
 
 
@@ -271,43 +269,31 @@ def recommend(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return best
 
 
-def _check_writable(path: Path) -> None:
-    """Find out before minutes of measuring whether a file can be written."""
-    if path.is_dir():
-        raise InputError(f"cannot write --json {path}: it is a folder")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write --json {path}: {path.parent} is no folder that can be written")
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise InputError(f"cannot write --json {path}: {error.strerror}") from error
-
-
 def table(result: dict[str, Any]) -> str:
     """Return what ``measure`` found as text: a line a model and backend, the loads, and what to pick."""
     where = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     lines = [f"{where['cpu']}, {where['threads']} thread(s); {versions}", ""]
-    lines.append(f"{'':30}{'parameters':>12}{'file':>11}{'memory':>11}")
+    names = _short_names(row["model"] for row in result["rows"])
+
+    def label(row: dict[str, Any]) -> str:
+        return f"{names[row['model']]} {row['backend']}"
+
+    width = max([30, *(len(label(row)) + 1 for row in result["rows"])])
+    lines.append(f"{'':{width}}{'parameters':>12}{'file':>11}{'memory':>11}")
     for row in result["rows"]:
         file = "" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.1f} MB"
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f} MB"
-        lines.append(f"{_label(row):30}{row['parameters'] / 1e6:10.2f} M{file:>11}{peak:>11}")
+        lines.append(f"{label(row):{width}}{row['parameters'] / 1e6:10.2f} M{file:>11}{peak:>11}")
     for place, load in enumerate(result["rows"][0]["loads"]):
         lines += ["", f"batch {load['batch_size']}, length {load['length']}:"]
-        lines.append(f"{'':30}{'GFLOP':>9}{'p50 ms':>10}{'p90 ms':>10}{'texts/s':>11}{'speed':>9}{'cpu':>9}")
+        heads = f"{'GFLOP':>9}{'p50 ms':>10}{'p90 ms':>10}{'texts/s':>11}{'speed':>9}{'cpu':>9}"
+        lines.append(f"{'':{width}}{heads}")
         for row in result["rows"]:
             load = row["loads"][place]
             work = "" if load["flops"] is None else f"{load['flops'] / 1e9:.3f}"
             lines.append(
-                f"{_label(row):30}{work:>9}{1e3 * load['p50']:10.2f}{1e3 * load['p90']:10.2f}"
+                f"{label(row):{width}}{work:>9}{1e3 * load['p50']:10.2f}{1e3 * load['p90']:10.2f}"
                 f"{load['texts_per_second']:11.1f}{load['speedup']:8.1f}x{load['cpu_speedup']:8.1f}x"
             )
     if (result["waited"] or 0) > _BUSY:
@@ -321,16 +307,19 @@ def table(result: dict[str, Any]) -> str:
     lines += ["", "Pick:"]
     for pick in result["best"]:
         lines.append(
-            f"  {_short(pick['model'])}, batch {pick['batch_size']}, length {pick['length']}: "
+            f"  {names[pick['model']]}, batch {pick['batch_size']}, length {pick['length']}: "
             f"{pick['backend']} "
             f"({1e3 * pick['p50']:.2f} ms, {pick['times_slowest']:.1f} times as fast as the slowest)"
         )
     return "\n".join(lines)
 
 
-def _short(source: str) -> str:
-    return Path(source).name[:16] or source[:16]
-
-
-def _label(row: dict[str, Any]) -> str:
-    return f"{_short(row['model'])} {row['backend']}"
+def _short_names(sources: Iterable[str]) -> dict[str, str]:
+    """Return for each model as much of the end of its path as tells it from the others."""
+    parts = {source: Path(source).parts or (source,) for source in sources}
+    names = {}
+    for source, own in parts.items():
+        others = [other for name, other in parts.items() if name != source]
+        counts = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        names[source] = "/".join(own[-next(counts, len(own)) :])
+    return names

@@ -1,10 +1,13 @@
 """The command line: parse, one call, print."""
 
 import argparse
+import difflib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,13 @@ commands:
 USUAL = {"seed", "max_steps", "gradient_accumulation_steps", "weight_decay", "torch_compile", "report_to"}
 
 
+# After Ctrl-C; SIGTERM keeps a checkpoint of the step under way.
+_GOES_ON = dict.fromkeys(
+    ("finetune", "distill", "general"),
+    ": the same command with --resume_from_checkpoint true goes on from the last checkpoint, if there is one",
+)
+
+
 class _Speaker(logging.Handler):
     """Prints what the library has to say while it works; results alone go to stdout."""
 
@@ -51,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="tinybert COMMAND --help lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"tinybert {version('tinybert')}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the command's options")
     # A terminal shows progress and results; libraries' advice to developers is not for it.
@@ -63,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         library.addHandler(_Speaker(logging.INFO))
         library.setLevel(logging.INFO)
     try:
-        arguments = parser.parse_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        if not words:
+            raise InputError(f"no command: give one of {', '.join(COMMANDS)} (tinybert --help tells more)")
+        arguments = parser.parse_args(words)
         # A stream of text is tokenised in a thread while models run; elsewhere processes may be forked.
         reads_corpora = arguments.command in ("general", "prune")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", str(reads_corpora).lower())
@@ -77,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"tinybert: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("tinybert: interrupted", file=sys.stderr)
+        print(f"tinybert: interrupted{_GOES_ON.get(arguments.command, '')}", file=sys.stderr)
         return 130
     return 0
 
@@ -92,8 +106,14 @@ def _parse(command: str, options: list[str], *kinds: type) -> tuple[Any, ...]:
     parser = Parser(kinds, prog=f"tinybert {command}", allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with the same options; those given here win.")
     _shorten_help(parser, command, kinds)
+    words = _words(command, options)
+    known = parser._option_string_actions
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            parser.error(f"unknown option {name}{f' (did you mean {close[0]}?)' if close else ''}")
     try:
-        words = _words(command, options)
         *parsed, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     except InputError:
         raise
@@ -158,7 +178,8 @@ def _finetune(options: list[str]) -> None:
     if wish.dry_run:
         print(preflight_finetune(arguments, config).text())
         return
-    result = finetune(arguments, config)
+    with redirect_stdout(sys.stderr):  # where transformers prints its log
+        result = finetune(arguments, config)
     print(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")
 
 
@@ -183,7 +204,8 @@ def _distill(options: list[str]) -> None:
     if wish.dry_run:
         print(preflight_distill(arguments, config).text())
         return
-    result = distill_task(arguments, config)
+    with redirect_stdout(sys.stderr):
+        result = distill_task(arguments, config)
     tables = "\n\n".join(filter(None, [result.table(), result.files]))
     print(f"\n{tables}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
     if (result.output_dir / "report.html").is_file():
@@ -204,7 +226,8 @@ def _general(options: list[str]) -> None:
     if wish.dry_run:
         print(preflight_general(arguments, config).text())
         return
-    result = distill_general(arguments, config)
+    with redirect_stdout(sys.stderr):
+        result = distill_general(arguments, config)
     layers = layer_table(result)  # nothing without held-out text
     print(f"\n{result.table()}\n" + (f"\n{layers}\n" if layers else ""))
     print(f"Next: tinybert distill --student {result.output_dir} ...")
@@ -214,7 +237,9 @@ def _evaluate(options: list[str]) -> None:
     from tinybert.stages import EvaluateArguments, evaluate
 
     (arguments,) = _parse("evaluate", options, EvaluateArguments)
-    for name, value in evaluate(arguments).items():
+    with redirect_stdout(sys.stderr):
+        scores = evaluate(arguments)
+    for name, value in scores.items():
         print(f"{name:18}{value:9.4f}")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from tinybert.augment import AugmentSettings
 from tinybert.baselines import BaselineArguments
-from tinybert.errors import InputError, refuse_given
+from tinybert.errors import InputError, check_least, refuse_given
 from tinybert.rows import DataArguments
 from tinybert.student import StudentArguments
 
@@ -45,6 +45,7 @@ class DistillArguments(DataArguments, StudentArguments, AugmentSettings, Baselin
     def __post_init__(self) -> None:
         """Settle how long the stages last; refuse what would silently do nothing."""
         super().__post_init__()
+        check_least(self, {"intermediate_learning_rate": 0, "prediction_learning_rate": 0})
         if not self.augment and (self.masked_lm or self.word_vectors or self.keep_if_teacher_agrees):
             raise InputError(
                 "--masked_lm, --word_vectors and --keep_if_teacher_agrees are for --augment true: add it"

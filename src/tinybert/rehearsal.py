@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
 from tinybert.run_directory import Config, Run
-from tinybert.training import EncoderTrainer, StagePlan, TokenBatchSampler, TrainingConfig
+from tinybert.sampling import TokenBatchSampler
+from tinybert.training import EncoderTrainer, StagePlan, TrainingConfig
 
 # Steps that are timed; one before them warms up.
 STEPS = 5

@@ -106,21 +106,25 @@ class Result:
 
 
 def check_claimable(
-    folder: Path, *, overwrite: bool = False, resume: bool = False, inputs: Iterable[str] = ()
+    folder: Path, *, overwrite: bool = False, resume: bool | None = False, inputs: Iterable[str] = ()
 ) -> None:
     """Check, without writing, that a run may use a folder.
 
     Args:
-        folder: The output folder.
+        folder: The output folder. One where a run was stopped before its first checkpoint counts as empty.
         overwrite: Whether an earlier run in it may be replaced.
-        resume: Whether an earlier run in it is to go on.
+        resume: Whether an earlier run in it is to go on; None where none can.
         inputs: Models and files the run reads, which must not lie in the folder.
 
     Raises:
         InputError: It is a file, is read from, cannot be written, is finished already, or holds
             something and neither overwriting nor resuming was asked for.
     """
-    if folder.exists() and not folder.is_dir():
+    try:
+        exists = folder.exists()
+    except OSError as error:
+        raise InputError(f"the output folder {folder} cannot be made: {error.strerror}") from error
+    if exists and not folder.is_dir():
         raise InputError(f"the output {folder} is a file: give a folder")
     for name in inputs:
         source = Path(name).resolve()
@@ -136,11 +140,16 @@ def check_claimable(
             f"the run in {folder} is finished: nothing to resume (tinybert export and report go on from it); "
             "--overwrite_output_dir starts anew"
         )
-    if not (resume or overwrite) and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"the output folder {folder} exists and is not empty: choose another, "
-            "or add --overwrite_output_dir or --resume_from_checkpoint true"
-        )
+    if not (resume or overwrite) and _holds_something(folder):
+        ways = "--overwrite_output_dir true"
+        if resume is not None:
+            ways += " or --resume_from_checkpoint true"
+        raise InputError(f"the output folder {folder} exists and is not empty: choose another, or add {ways}")
+
+
+def _holds_something(folder: Path) -> bool:
+    begun = folder / CHECKPOINTS / SETTINGS
+    return any(not path.is_dir() and path != begun for path in folder.rglob("*"))
 
 
 def _check_schedule(config: TrainingArguments) -> None:
@@ -230,7 +239,10 @@ class Run:
         PartialState().wait_for_everyone()  # no process may find the folder another has just made
         if not self.is_main:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the output folder {self.folder} cannot be made: {error.strerror}") from error
         if self.overwrite and not self.resume:
             for name in (RECORD, PAGE):
                 (self.folder / name).unlink(missing_ok=True)

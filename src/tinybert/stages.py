@@ -14,10 +14,11 @@ from tinybert.collation import PER_TOKEN
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.distill_arguments import DistillArguments as DistillArguments
 from tinybert.distillation import Distillation
-from tinybert.errors import InputError
+from tinybert.errors import InputError, check_least
 from tinybert.evaluation import check_knowledge, predict_logits, score
 from tinybert.export import ExportArguments, to_onnx
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
+from tinybert.json_files import check_writable, write_json
 from tinybert.preflight import LabelRow, Preflight, check_ids, label_rows
 from tinybert.rehearsal import few_eval_rows, few_train_rows, rehearsal
 from tinybert.rows import (
@@ -57,6 +58,15 @@ class EvaluateArguments:
     max_length: int | None = field(default=None, metadata={"help": MAX_LENGTH_HELP})
     stride: int | None = field(default=None, metadata={"help": STRIDE_HELP})
     batch_size: int = field(default=64, metadata={"help": "Rows a forward pass."})
+    json: str | None = field(default=None, metadata={"help": "File to write the scores to as well."})
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: There would be no batch.
+        """
+        check_least(self, {"batch_size": 1})
 
 
 def finetune(arguments: FinetuneArguments, config: TrainingConfig) -> Result:
@@ -317,13 +327,19 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     Raises:
         InputError: The model or the rows cannot be read, or their labels do not fit.
     """
+    if arguments.json is not None:
+        check_writable(Path(arguments.json))
     model = models.open_task_model(arguments.model)
     kind, _ = models.task_of(model)
     tokenizer = models.open_tokenizer(arguments.model, kind=kind)
     rows = rows_to_score(model, arguments.data, arguments)
     max_length = row_length(arguments.max_length, kind, model)
     tokens = tokenize(rows, tokenizer, max_length, arguments.stride)
-    return score(rows, tokens, predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size))
+    logits = predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size)
+    scores = score(rows, tokens, logits)
+    if arguments.json is not None:
+        write_json(Path(arguments.json), scores)
+    return scores
 
 
 def refuse_of_one_stage(name: str) -> NoReturn:

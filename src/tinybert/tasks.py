@@ -129,6 +129,12 @@ def find_text_columns(
     for usual in (*_PAIRS, *((name,) for name in _TEXTS)):
         if all(name in lower for name in usual):
             return tuple(lower[name] for name in usual)
+    separator = next((mark for mark in ";|\t," if mark in names[0]), None) if len(names) == 1 else None
+    if separator:
+        raise InputError(
+            f"{origin} has one column, {names[0]!r}, as if its separator were {separator!r}: save it with "
+            "commas as .csv or with tabs as .tsv"
+        )
     raise InputError(f"{origin} has no usual text column; it has {listed(names)}: give --text_columns A [B]")
 
 
@@ -177,7 +183,7 @@ def read_labels(
     matched by name, exactly or whatever their case; a number by its value, as 1.0 is the name 1. Where they
     are not all names but all integers, and the names are words, they are ids: of ``known`` if any of its
     names is in ``given`` (so a teacher with another order of classes is met by name), else of ``given`` as it
-    stands. Where the names are numbers an integer is never an id, unless ``known`` says that it is.
+    stands. Where the names are numbers an integer is no id, unless ``known`` says so.
 
     Args:
         values: The labels as text, each once.
@@ -190,18 +196,16 @@ def read_labels(
         The kind, the class names (empty for regression), and for each value its id or its number.
 
     Raises:
-        InputError: A label is not a number (regression, or where most labels are fractions) or not a known
-            class (classification).
+        InputError: A label is not a number (regression, or most are fractions) or not a known class.
     """
     numbers = [_number(value) for value in values]
     integers = [int(number) for number in numbers if number is not None and number.is_integer()]
     all_integers = len(integers) == len(values)
     if kind is None:
-        fractions = sum(number is not None for number in numbers) - len(integers)
         # One odd cell among scores makes no classes of them.
+        fractions = sum(number is not None and not number.is_integer() for number in numbers)
         mostly_scores = fractions > len(values) / 2 and not (given or known)
-        is_score = mostly_scores or (None not in numbers and not all_integers)
-        kind = "regression" if is_score else "classification"
+        kind = "regression" if mostly_scores or (fractions and None not in numbers) else "classification"
     if kind == "regression":
         if None in numbers:
             odd = where(values[numbers.index(None)])
@@ -215,11 +219,10 @@ def read_labels(
         # As numbers, "10" comes after "9".
         names = tuple(map(str, sorted(set(integers)))) if all_integers else tuple(sorted(values))
         values = [str(number) for number in integers] if all_integers else values
+    places = _places(names)
+    ids = [places.get(value, places.get(value.casefold())) for value in values]
     if all_integers:
         ids = _ids_of_integers(integers, names, known)
-    else:
-        places = _places(names)
-        ids = [places.get(value, places.get(value.casefold())) for value in values]
     if None in ids:
         advice = "correct it, or use a model whose id2label has it"
         if all(re.fullmatch(r"LABEL_\d+", name) for name in names):

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +14,30 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from tinybert.checkpoints import aside, checkpoint_name, clear_aside, last_whole, publish
-from tinybert.errors import InputError, one_line
+from tinybert.errors import InputError, check_least, one_line
+from tinybert.sampling import SeededByEpoch, TokenBatchSampler
 
 logger = logging.getLogger(__name__)
+
+
+# The smallest values with which there is something to compute.
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "tokens_per_batch": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "seed": 0,
+}
 
 
 def bf16_is_fast() -> bool:
@@ -70,10 +84,17 @@ class TrainingConfig(TrainingArguments):
         """Settle the precision: bfloat16 autocast where the hardware multiplies it fast.
 
         Raises:
-            InputError: No output folder; transformers would choose one.
+            InputError: No output folder, where transformers would choose one; a number that cannot be; an
+                upload of checkpoints; a place to report to that is not installed.
         """
         if not self.output_dir:
             raise InputError("no output folder was given: add --output_dir")
+        check_least(self, _LEAST)
+        if self.push_to_hub:
+            raise InputError(
+                "--push_to_hub would upload each stage's checkpoints: upload the finished folder instead, "
+                "hf upload NAME FOLDER"
+            )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_fast()
         if self.bf16 and not torch.cuda.is_available():
@@ -81,61 +102,13 @@ class TrainingConfig(TrainingArguments):
         self.logging_nan_inf_filter = False  # training stops there instead
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns where there is no GPU
         super().__post_init__()
+        absent = set(self.report_to or ()) - set(get_available_reporting_integrations())
+        if absent:
+            raise InputError(f"--report_to {min(absent)}: it is not installed, or not known to transformers")
         if self.n_gpu > 1:
             # transformers would split batches over threads, which see each other's captured states.
             logger.warning("using 1 of %d GPUs: accelerate launch -m tinybert ... uses all", self.n_gpu)
             self._n_gpu = 1
-
-
-class TokenBatchSampler(Sampler[list[int]]):
-    """Batches with at most so many tokens, padding counted, and almost no padding.
-
-    Rows are sorted by length, equal lengths in random order, cut into batches, and the batches shuffled. A
-    row longer than the budget is a batch of its own. Every epoch has the same number of batches.
-
-    Args:
-        lengths: Tokens of each row.
-        tokens_per_batch: Most tokens of a batch: its rows times the longest of them.
-        seed: With the epoch, decides the order.
-        epoch: Tells the epoch when iteration starts. (A loader that skips batches on resuming does not pass
-            ``set_epoch`` on; the Trainer's state always knows.)
-        rank: Which process this is.
-        processes: Among how many the batches are dealt; some are dealt twice where they do not divide.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        tokens_per_batch: int,
-        seed: int,
-        *,
-        epoch: Callable[[], int] = lambda: 0,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        """Cut the sorted lengths into batches once: their sizes are the same in every epoch."""
-        self.lengths = np.asarray(lengths)
-        self.seed, self.epoch = seed, epoch
-        self.rank, self.processes = rank, processes
-        self._starts = [0]
-        for row, length in enumerate(np.sort(self.lengths)):
-            if row > self._starts[-1] and (row + 1 - self._starts[-1]) * length > tokens_per_batch:
-                self._starts.append(row)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield each row of the data set exactly once, over all processes."""
-        random = np.random.Generator(np.random.PCG64([self.seed, self.epoch()]))
-        shuffled = random.permutation(len(self.lengths))
-        by_length = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
-        batches = np.split(by_length, self._starts[1:])
-        order = random.permutation(len(batches))
-        dealt = np.resize(order, len(self) * self.processes)  # repeats from the start to even the ranks out
-        for index in dealt[self.rank :: self.processes]:
-            yield batches[index].tolist()
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch, the same for every process."""
-        return -(-len(self._starts) // self.processes)
 
 
 @dataclass(frozen=True)
@@ -182,24 +155,6 @@ def plan_stage(name: str, config: TrainingConfig, lengths: Sequence[int] | np.nd
     if config.max_steps > 0:
         return StagePlan(name, config.max_steps / updates, config.max_steps)
     return StagePlan(name, config.num_train_epochs, math.ceil(config.num_train_epochs * updates))
-
-
-class _SeededByEpoch(Sampler[int]):
-    """Length groups drawn by a generator of their own; transformers draws them from the global one.
-
-    The global one is not what it was where a run is resumed in the middle of an epoch, and on CPUs the
-    processes' dropout takes it to different places.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int, epoch: Callable[[], int]) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        return iter(self.sampler)
 
 
 class EncoderTrainer(Trainer):
@@ -326,7 +281,7 @@ class EncoderTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        return _SeededByEpoch(sampler, self.args.seed, self._epoch)
+        return SeededByEpoch(sampler, self.args.seed, self._epoch)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Keep windows in order: several may belong to one question, which is scored as a whole."""

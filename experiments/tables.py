@@ -76,7 +76,9 @@ def table(results: list[dict[str, Any]], shown: list[str] | None = None, what: s
 
     metrics = {result["data"]: result["metric"] for result in results}
     teachers = {name: values("teacher", name) for name in data}
-    heads = ["way", *(f"{name} ({metrics[name]})" for name in data), "kept", "seeds"]
+    is_distance = what == "distance"
+    names = data if is_distance else [f"{name} ({metrics[name]})" for name in data]
+    heads = ["way", *names, *([] if is_distance else ["kept"]), "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for way in ways:
         found = {name: values(way, name) for name in data}
@@ -87,11 +89,12 @@ def table(results: list[dict[str, Any]], shown: list[str] | None = None, what: s
         ]
         whole = 0 < len(kept) == len(data)
         counts = sorted({len(found[name]) for name in data if found[name]})
-        digits = 3 if what == "distance" else 1
+        digits = 3 if is_distance else 1
+        share = f"{100 * statistics.mean(kept):.1f} %" if whole else "-"
         cells = [
             way,
             *(cell(found[name], [] if way == "teacher" else teachers[name], digits) for name in data),
-            f"{100 * statistics.mean(kept):.1f} %" if whole else "-",
+            *([] if is_distance else [share]),
             " or ".join(map(str, counts)),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -178,7 +178,7 @@ def test_marked_places_of_a_document_are_filled_and_the_rest_stays() -> None:
     assert chosen.endswith("| one | 90.0 | - | 1 |")
     near = [result("one", "a", seed, 80.0) | {"distance": seed / 8} for seed in (1, 2)]
     far = tables.table([result("teacher", "a", 42, 82.0), *near, *results["x"]], what="distance")
-    assert far.splitlines()[2:] == ["| one | 0.188 (0.125 to 0.250) | - | 2 |"], (
+    assert far.splitlines()[2:] == ["| one | 0.188 (0.125 to 0.250) | 2 |"], (
         "those that have none are left out"
     )
     assert tables.filled(filled, results) == filled

@@ -446,6 +446,7 @@ tokenizer = t.BertTokenizerFast(vocab={piece: place for place, piece in enumerat
 trainer = t.make_trainer(
     folder, tokenizer, optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_steps=4,
     gradient_accumulation_steps=2, per_device_train_batch_size=size, per_device_eval_batch_size=2,
+    student_dropout=0.0,  # drawn by each process for itself
     ddp_find_unused_parameters=False,  # waits for ever for a gradient that no loss gives
 )
 trainer.train()

@@ -14,7 +14,7 @@ from typing import Any
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from tinybert.errors import InputError
+from tinybert.errors import InputError, check_least
 from tinybert.masked_words import MaskedWords
 from tinybert.word_vectors import WordVectors
 from tinybert.words import Word, folded, in_case_of, words_of
@@ -76,9 +76,7 @@ class AugmentSettings:
         Raises:
             InputError: One that is out of its range, or a list of stop words that is not there.
         """
-        for name in ("copies", "candidates"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be 1 or more, got {getattr(self, name)}")
+        check_least(self, {"copies": 1, "candidates": 1})
         if not 0 < self.replace_probability <= 1:
             raise InputError(
                 f"--replace_probability must be above 0 and at most 1, got {self.replace_probability}"

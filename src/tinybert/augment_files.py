@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tinybert import models
 from tinybert.augment import Augmenter, AugmentSettings
 from tinybert.columns import class_ids, find_texts, read_texts
-from tinybert.errors import InputError, refuse_given
+from tinybert.errors import InputError, check_least, refuse_given
 from tinybert.evaluation import class_probabilities
 from tinybert.masked_words import MaskedWords
 from tinybert.tables import OUTPUT_ENDINGS, open_source, open_writer
@@ -65,8 +65,7 @@ class AugmentArguments(AugmentSettings):
         super().__post_init__()
         if self.keep_if_teacher_agrees is not None and self.teacher is None:
             raise InputError("--keep_if_teacher_agrees needs a model to ask: give --teacher")
-        if self.tokens_per_batch < 1:
-            raise InputError(f"--tokens_per_batch must be 1 or more, got {self.tokens_per_batch}")
+        check_least(self, {"tokens_per_batch": 1})
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ class AugmentJob:
         """
         digests, is_copy = [], []
         for block in range(self._blocks):
-            table = pa.parquet.read_table(parts / _name(block))
+            table = pa.parquet.read_table(parts / _name(block), columns=[*self.columns, _IS_COPY])
             digests.append(_digests(self.texts(table, 0)))
             is_copy.append(table[_IS_COPY].to_numpy())
         texts, kept = np.concatenate(digests), ~np.concatenate(is_copy)

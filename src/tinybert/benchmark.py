@@ -65,7 +65,7 @@ class BenchmarkArguments:
 
 @dataclass
 class _Entry:
-    """One model on one backend."""
+    """One model on one backend; its file is the ONNX file, or the model's folder."""
 
     name: str
     backend: str
@@ -127,7 +127,7 @@ def _entries(arguments: BenchmarkArguments, source: str) -> list[_Entry]:
         wanted.add("torch_bf16")
     entries = []
     for backend in (name for name in BACKENDS if name in wanted):
-        file = folder / FILES.get(backend, "")
+        file = folder / FILES[backend] if backend in FILES else Path(source)
         if backend in FILES and not file.is_file():
             option = " --int8" if backend == "onnx_int8" else ""
             raise InputError(
@@ -140,7 +140,7 @@ def _entries(arguments: BenchmarkArguments, source: str) -> list[_Entry]:
 
 def _bytes_of(entry: _Entry) -> int | None:
     """Return the size of a model's weights, in one file or several; None where they are not at hand."""
-    files = [entry.file] if entry.backend in FILES else list(Path(entry.name).glob("*.safetensors"))
+    files = [entry.file] if entry.backend in FILES else entry.file.glob("*.safetensors")
     return sum(file.stat().st_size for file in files) or None
 
 
@@ -204,10 +204,9 @@ def _row(
                 "cpu_speedup": _ratio(first.cpu_seconds[batch, length], entry.cpu_seconds[batch, length]),
             }
         )
-    source = entry.file if entry.backend in FILES else entry.name
     peak = None
     if arguments.memory:
-        peak = peak_memory(entry.backend, source, *max(loads), arguments.threads)
+        peak = peak_memory(entry.backend, entry.file, *max(loads), arguments.threads)
     return {
         "model": entry.name,
         "backend": entry.backend,

@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(isinstance(handler, _Speaker) for handler in library.handlers):
         library.addHandler(_Speaker(logging.INFO))
         library.setLevel(logging.INFO)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        words = sys.argv[1:] if argv is None else list(argv)
         if not words:
             raise InputError(f"no command: give one of {', '.join(COMMANDS)} (tinybert --help tells more)")
         arguments = parser.parse_args(words)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"tinybert: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"tinybert: interrupted{_GOES_ON.get(arguments.command, '')}", file=sys.stderr)
+        print(f"tinybert: interrupted{_GOES_ON.get(words[0], '')}", file=sys.stderr)
         return 130
     return 0
 
@@ -194,13 +194,12 @@ def _distill(options: list[str]) -> None:
     )
     from tinybert.trainer import DistillationConfig
 
-    given = {
-        word.partition("=")[0].removeprefix("--").replace("-", "_") for word in _words("distill", options)
-    }
+    words = _words("distill", options)
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     for name in OF_ONE_STAGE:
         if name in given:  # with their defaults as well
             refuse_of_one_stage(name)
-    arguments, config, wish = _parse("distill", options, DistillArguments, DistillationConfig, DryRun)
+    arguments, config, wish = _parse("distill", words, DistillArguments, DistillationConfig, DryRun)
     if wish.dry_run:
         print(preflight_distill(arguments, config).text())
         return

@@ -18,7 +18,7 @@ from tinybert.closed_form import solve_student
 from tinybert.corpus import Corpus, open_corpus
 from tinybert.corpus_trainer import CorpusTrainer, MaskedPieces
 from tinybert.distilbert import DistilBertLoss
-from tinybert.errors import InputError, refuse_given
+from tinybert.errors import InputError, check_least, refuse_given
 from tinybert.objective import DistillationLoss
 from tinybert.packing import BlockStream, pass_length, sample_blocks
 from tinybert.preflight import Preflight, compare_vocabularies
@@ -83,9 +83,7 @@ class GeneralArguments(StudentArguments):
             self.mask_probability = 0.15 if about_masks else 0.0
         if about_masks and not self.mask_probability:
             raise InputError("--objective distilbert is about masked pieces: give --mask_probability above 0")
-        for name in ("shuffle_buffer", "eval_blocks"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be 1 or more, got {getattr(self, name)}")
+        check_least(self, {"shuffle_buffer": 1, "eval_blocks": 1})
 
 
 @dataclass

@@ -219,10 +219,7 @@ def read_labels(
         # As numbers, "10" comes after "9".
         names = tuple(map(str, sorted(set(integers)))) if all_integers else tuple(sorted(values))
         values = [str(number) for number in integers] if all_integers else values
-    places = _places(names)
-    ids = [places.get(value, places.get(value.casefold())) for value in values]
-    if all_integers:
-        ids = _ids_of_integers(integers, names, known)
+    ids = _ids_of_integers(integers, names, known) if all_integers else _places(values, names)
     if None in ids:
         advice = "correct it, or use a model whose id2label has it"
         if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
@@ -232,18 +229,18 @@ def read_labels(
     return kind, names, [float(place) for place in ids if place is not None]
 
 
-def _places(names: Sequence[str]) -> dict[str, int]:
-    """Return the place of each name, as it is written and in lower case; what is written goes first."""
+def _places(values: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """Return the place of each value among names: exact, else whatever its case."""
+    exact = {name: place for place, name in reversed(list(enumerate(names)))}
     folded = {name.casefold(): place for place, name in reversed(list(enumerate(names)))}
-    return folded | {name: place for place, name in reversed(list(enumerate(names)))}
+    return [exact.get(value, folded.get(value.casefold())) for value in values]
 
 
 def _ids_of_integers(integers: Sequence[int], names: Sequence[str], known: Sequence[str]) -> list[int | None]:
     """Return which classes integers mean: those that have them for names, or whose ids they are."""
-    places = _places(names)
     if any(map(_is_number, names)) and not any(map(_is_number, known)):
-        return [places.get(str(number)) for number in integers]
-    found = [places.get(name, places.get(name.casefold())) for name in known]
+        return _places(list(map(str, integers)), names)
+    found = _places(known, names)
     meant = list(range(len(names))) if found.count(None) == len(found) else found
     return [meant[number] if 0 <= number < len(meant) else None for number in integers]
 

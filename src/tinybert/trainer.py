@@ -14,7 +14,7 @@ from tinybert.anatomy import dropping, states_pass_by
 from tinybert.capture import capture, check_capturable, evaluating
 from tinybert.collation import MODEL_INPUTS
 from tinybert.distilbert import DistilBertLoss
-from tinybert.errors import InputError
+from tinybert.errors import InputError, check_least
 from tinybert.losses import Counts, States
 from tinybert.mapping import layer_map
 from tinybert.objective import Compared, DistillationLoss, Kind, LossWeights
@@ -78,8 +78,7 @@ class DistillationConfig(TrainingConfig):
             raise InputError(f"--temperature must be above 0, got {self.temperature}")
         if self.student_dropout is not None and not 0 <= self.student_dropout < 1:
             raise InputError(f"--student_dropout must be 0 or more and below 1, got {self.student_dropout}")
-        if self.relation_heads is not None and self.relation_heads < 1:
-            raise InputError(f"--relation_heads must be 1 or more, got {self.relation_heads}")
+        check_least(self, {"relation_heads": 1})
         super().__post_init__()
 
     def mapping_strategy(self) -> str | list[int]:

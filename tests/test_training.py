@@ -68,6 +68,15 @@ def test_one_process_takes_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert TrainingConfig(str(tmp_path)).n_gpu == 1
 
 
+def test_float16_is_refused_where_it_would_be_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate leaves float16 out on a processor and says nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--fp16 needs a GPU"):
+        TrainingConfig(str(tmp_path), fp16=True)
+
+
 ROW = {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 1}
 
 

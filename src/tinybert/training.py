@@ -84,8 +84,8 @@ class TrainingConfig(TrainingArguments):
         """Settle the precision: bfloat16 autocast where the hardware multiplies it fast.
 
         Raises:
-            InputError: No output folder, where transformers would choose one; a number that cannot be; an
-                upload of checkpoints; a place to report to that is not installed.
+            InputError: No output folder, where transformers would choose one; a number that cannot be;
+                float16 without a GPU; an upload of checkpoints; a place to report to that is not installed.
         """
         if not self.output_dir:
             raise InputError("no output folder was given: add --output_dir")
@@ -95,6 +95,8 @@ class TrainingConfig(TrainingArguments):
                 "--push_to_hub would upload each stage's checkpoints: upload the finished folder instead, "
                 "hf upload NAME FOLDER"
             )
+        if self.fp16 and not torch.cuda.is_available():
+            raise InputError("--fp16 needs a GPU: leave it out, or try --bf16 true")
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_fast()
         if self.bf16 and not torch.cuda.is_available():

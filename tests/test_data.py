@@ -359,12 +359,18 @@ def test_lists_of_ids_and_parquet_lists_with_class_names_are_understood(tmp_path
 @pytest.mark.parametrize(
     ("lists", "options", "words"),
     [
-        ([["joy"], None], {}, "the labels of row 2 are missing: give a list, which may be empty"),
+        ([["joy"], None], {}, "column 'labels' is empty in row 2: give a list, which may be empty"),
+        ([["joy"], "fear"], {}, "column 'labels' is empty or mixes texts with lists: write one form"),
         ([["joy"], ["fear", " "]], {}, "label '' in row 2 is empty"),
         ([["joy"], []], {}, "expected two or more"),
         ([["joy"], ["fear"]], {"label_names": ("joy", "anger")}, "label 'fear' in row 2 is not one of"),
         ([["joy"], ["fear"]], {"kind": "classification"}, "are multi_label, and classification is expected"),
         (["joy", "fear"], {"kind": "multi_label"}, "holds one label a row, and any number"),
+        (
+            [1, 0],
+            {"label_columns": ["labels", "text"], "label_column": "labels"},
+            "--label_column has no meaning beside --label_columns: leave one of them out",
+        ),
         ([1, 2], {"label_columns": ["labels"]}, "expected two or more different columns"),
         ([1, 2], {"label_columns": ["labels", "joy"]}, "expected two or more different columns"),
         ([1, 2], {"label_columns": ["labels", "text"]}, "'labels' is '2' in row 2: expected 0 or 1"),
@@ -465,10 +471,46 @@ def test_another_process_finds_the_cached_tokens(tmp_path: Path, cache: Path, to
     assert [file["filename"] for file in own] == [other]
 
 
-def test_lists_of_labels_may_be_large_ones(tmp_path: Path) -> None:
-    """So polars writes every list, however short."""
-    labels = pa.array([["x"], ["y"], ["x", "y"]], pa.large_list(pa.large_string()))
+@pytest.mark.parametrize("kind", [pa.large_list(pa.large_string()), pa.list_(pa.string(), 2)])
+def test_lists_of_labels_may_be_large_or_all_of_one_length(kind: pa.DataType, tmp_path: Path) -> None:
+    """So polars writes every list, however short, and numpy's rows become lists."""
+    labels = pa.array([["x", "x"], ["y", "y"], ["x", "y"]], kind)
     pa.parquet.write_table(pa.table({"text": ["a", "b", "c"], "labels": labels}), tmp_path / "rows.parquet")
     data = load_data(tmp_path / "rows.parquet")
     assert data.kind == "multi_label"
     assert data.rows["label"][:] == [[1, 0], [0, 1], [1, 1]]
+
+
+def test_glues_own_files_of_cola_and_mrpc_are_read(tmp_path: Path) -> None:
+    """The ones have no header, the others columns that are called so nowhere else."""
+    rows = 'gj04\t1\t\tOur friends won\'t buy this analysis.\ngj04\t0\t*\tThe "in" was him.\n'
+    write(tmp_path / "CoLA/train.tsv", rows)
+    write(tmp_path / "CoLA/test.tsv", "index\tsentence\n0\tBill whistled.\n")
+    cola = load_data(tmp_path / "CoLA", split="train")
+    assert texts(cola) == ["Our friends won't buy this analysis.", 'The "in" was him.']
+    assert (labels(cola), cola.label_names[1], cola.metric) == ([1, 0], "acceptable", "matthews")
+    assert texts(load_data(tmp_path / "CoLA", split="test", require_labels=False)) == ["Bill whistled."]
+    assert texts(load_data(write(tmp_path / "a.tsv.gz", gzip.compress(rows.encode())))) == texts(cola)
+    write(tmp_path / "MRPC/dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta\tb\n")
+    mrpc = load_data(tmp_path / "MRPC", split="dev")
+    assert (texts(mrpc), list(mrpc.rows["text_pair"]), labels(mrpc)) == (["a"], ["b"], [1])
+    assert (mrpc.label_names[1], mrpc.metric) == ("equivalent", "accuracy_f1")
+    write(tmp_path / "MNLI/dev_matched.tsv", "sentence1\tsentence2\tlabel1\tgold_label\na\tb\tx\tneutral\n")
+    mnli = load_data(tmp_path / "MNLI", split="dev")
+    assert (labels(mnli), mnli.label_names[0]) == ([1], "entailment")
+
+
+def test_classes_that_differ_by_case_alone_are_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slip of the hand makes a third class, which the eval rows may not have."""
+    path = write(tmp_path / "t.csv", "text,label\na,positive\nb,Positive\nc,negative\n")
+    assert load_data(path).label_names == ("Positive", "negative", "positive")
+    (record,) = caplog.records
+    assert (
+        "t.csv: label 'Positive' in row 2 differs from another by letter case alone ('Positive', 'positive')"
+        in (record.getMessage())
+    )
+    caplog.clear()
+    assert labels(load_data(path, label_names=("negative", "positive"))) == [1, 1, 0]
+    assert not caplog.records

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizerFast
 
@@ -85,7 +88,16 @@ def test_answers_without_starts_are_where_they_first_stand(tmp_path: Path) -> No
             r"question 1 \('x'\) has the answer 'superb', which",
         ),
         ({"answers": [{"text": 3, "answer_start": 0}]}, "question 1 has the answer 3: expected text"),
-        ({"answers": [{"text": "good", "answer_start": "here"}]}, "starts at 'here': expected a number"),
+        (
+            {"answers": [{"text": "good", "answer_start": "here"}]},
+            "starts at 'here': expected a whole number",
+        ),
+        ({"answers": [{"text": "good", "answer_start": 1.5}]}, "starts at 1.5: expected a whole number"),
+        (
+            {"answers": [{"text": "good", "answer_start": 10**999}]},
+            "starts at 1000.*: expected a whole number",
+        ),
+        ({"answers": [{"text": "good", "answer_start": math.inf}]}, "starts at inf: expected a whole number"),
         ({"question": " "}, "question 1 has ' ' for its question: expected text"),
         ({"question": None}, "question 1 has None for its question"),
     ],
@@ -159,3 +171,67 @@ def test_long_questions_are_cut_and_counted_and_a_stride_must_leave_room(
     assert set(windows["row"]) == {0, 1, 2, 3}
     with pytest.raises(InputError, match="--stride is 8: windows of --max_length 16 must overlap by 0 to 7"):
         tokenize(data, tokenizer, 16, 8)
+
+
+@pytest.mark.parametrize("start", ["47", "47.0"])
+def test_starts_may_be_whole_floats_and_cells_empty(start: str, tmp_path: Path) -> None:
+    """So pandas writes a column of whole numbers that has gaps."""
+    header = ("question", "context", "answers", "answer_start")
+    path = write_csv(
+        tmp_path / "a.csv", [("cast", CONTEXT, "good", start), ("plot", CONTEXT, "", "")], header
+    )
+    assert load_data(path).rows["starts"][:] == [[49], []]
+    columns = {"question": ["cast", "plot"], "context": [CONTEXT] * 2, "answers": ["good", "dull"]}
+    pq.write_table(pa.table(columns | {"answer_start": [float(start), math.nan]}), tmp_path / "a.parquet")
+    assert load_data(tmp_path / "a.parquet").rows["starts"][:] == [[49], [30]]
+
+
+def test_a_damaged_gzip_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    """gzip has errors of its own kind for it, which showed as a traceback."""
+    many = [entry | {"id": str(number * 7919 % 1013)} for number in range(999) for entry in QUESTIONS]
+    for questions in (QUESTIONS, many):
+        packed = gzip.compress(squad(tmp_path / "a.json", questions).read_bytes())
+        for damaged in (packed[:-20], packed[:-20] + b"\0" * 20):
+            (tmp_path / "a.json.gz").write_bytes(damaged)
+            with pytest.raises(InputError, match=r"a\.json\.gz cannot be read as JSON") as caught:
+                load_data(tmp_path / "a.json.gz")
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", [["ask"], ["ask", "context", "question"], ["ask", "ask"], "ask"])
+def test_the_columns_of_questions_are_two(columns: Any, tmp_path: Path) -> None:
+    """Another number of names was ignored, and the usual columns were read."""
+    rows = [("what", "the cast", CONTEXT, "good")]
+    path = write_csv(tmp_path / "a.csv", rows, ("ask", "question", "context", "answers"))
+    with pytest.raises(
+        InputError, match=r"--text_columns is 'ask'.*: expected two different ones, QUESTION CONTEXT"
+    ):
+        load_data(path, text_columns=columns)
+    assert load_data(path, text_columns=["ask", "context"]).rows["question"][:] == ["what"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """There is no telling which is meant."""
+    for twin in ("id", "question"):
+        path = write_csv(
+            tmp_path / f"{twin}.csv",
+            [("1", "2", "the cast", CONTEXT, "good")],
+            (twin, twin, "question", "context", "answers"),
+        )
+        with pytest.raises(InputError, match=f"more than one column called '{twin}'"):
+            load_data(path)
+
+
+@pytest.mark.parametrize("options", [{"text_columns": ["question", "context"]}, {"label_column": "answers"}])
+def test_columns_have_no_meaning_with_squads_json(options: dict[str, Any], tmp_path: Path) -> None:
+    """They were ignored in silence."""
+    (option,) = options
+    with pytest.raises(InputError, match=f"--{option} has no meaning with .*a.json, .*: leave it out"):
+        load_data(squad(tmp_path / "a.json", QUESTIONS), **options)
+
+
+def test_questions_of_which_none_has_an_answer_are_read_as_from_squads_json(tmp_path: Path) -> None:
+    """Empty lists alone are no mixture."""
+    rows = [{"question": "the cast", "context": CONTEXT, "answers": []}] * 2
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_data(tmp_path / "a.jsonl").rows["answers"][:] == [[], []]

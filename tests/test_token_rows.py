@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizerFast, RobertaConfig, RobertaTokenizerFast
 
@@ -99,6 +101,31 @@ def test_files_of_another_form_are_refused_with_what_is_expected(tmp_path: Path)
         load_data(tmp_path / "a.conll", kind="regression")
     with pytest.raises(InputError, match="--label_columns is for multi_label"):
         load_data(tmp_path / "a.conll", label_columns=["a", "b"])
+
+
+def test_two_columns_of_one_name_and_two_columns_of_words_are_refused(tmp_path: Path) -> None:
+    """There is no telling which is meant; and the second was dropped in silence."""
+    cells = [pa.array([["a", "b"]]), pa.array([["a", "b"]]), pa.array([["B-X", "O"]])]
+    pq.write_table(pa.Table.from_arrays(cells, ["tokens", "tokens", "ner_tags"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="more than one column called 'tokens'"):
+        load_data(tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_arrays(cells, ["tokens", "words", "ner_tags"]), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="--text_columns is 'words', 'tokens': expected one, that of words"):
+        load_data(tmp_path / "b.parquet", text_columns=["words", "tokens"])
+    assert load_data(tmp_path / "b.parquet", text_columns="words").rows["words"][:] == [["a", "b"]]
+
+
+def test_lists_beside_texts_and_tags_that_differ_by_case_are_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ones were said to be empty; the others become two kinds of entity."""
+    mixed = [{"tokens": ["a"], "ner_tags": ["O"]}, {"tokens": ["a"], "ner_tags": "O"}]
+    with pytest.raises(InputError, match="column 'ner_tags' is empty or mixes texts with lists"):
+        load_data(write(tmp_path / "a.jsonl", mixed))
+    assert not caplog.records
+    load_data(write(tmp_path / "b.jsonl", [{"tokens": ["a", "b", "c"], "ner_tags": ["B-LOC", "b-loc", "O"]}]))
+    (record,) = caplog.records
+    assert "tag 'B-LOC' in sentence 1 differs from another by letter case alone" in record.getMessage()
 
 
 def test_tags_that_are_no_entities_are_scored_by_accuracy(tmp_path: Path) -> None:

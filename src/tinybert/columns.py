@@ -9,17 +9,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tinybert.errors import InputError, one_line
-from tinybert.tables import Source
-from tinybert.tasks import (
-    Kind,
-    Task,
-    find_task,
-    find_text_columns,
-    listed,
-    read_labels,
+from tinybert.tables import MIXED, Source
+from tinybert.tasks import Kind, Task, find_task, listed, read_labels
+
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
 )
+_TEXTS = ("text", "sentence", "review", "content", "comment", "message", "document", "tweet", "question")
 
 Labels = tuple[pa.Array, Kind, tuple[str, ...]]  # a column of ids, flags or scores; kind; class names
+
+
+def check_names(source: Source) -> None:
+    """Check that no two columns of a source have the same name.
+
+    Raises:
+        InputError: Two have.
+    """
+    twins = [name for name, count in Counter(source.schema.names).items() if count > 1]
+    if twins:
+        raise InputError(
+            f"{source.origin} has more than one column called {listed(twins)}: rename or remove them"
+        )
+
+
+def given_columns(given: Sequence[str] | None, counts: tuple[int, ...], expected: str) -> tuple[str, ...]:
+    """Return the text columns that a user gave; none if none were.
+
+    Args:
+        given: The user's choice.
+        counts: How many there may be.
+        expected: That in words, for messages.
+
+    Raises:
+        InputError: There are more or fewer, or one twice.
+    """
+    columns = (given,) if isinstance(given, str) else tuple(given or ())
+    if columns and (len(columns) not in counts or len(set(columns)) != len(columns)):
+        raise InputError(f"--text_columns is {listed(columns)}: expected {expected}")
+    return columns
 
 
 def find_texts(
@@ -33,16 +67,41 @@ def find_texts(
         name: What tells the task, for rows that were copied from a source of that name.
 
     Raises:
-        InputError: The columns are not there, or two have the same name.
+        InputError: A given column is missing, they are too many, there is no usual one, or two columns have
+            the same name.
     """
-    names, origin = source.schema.names, source.origin
-    twins = [name for name, count in Counter(names).items() if count > 1]
-    if twins:
-        raise InputError(f"{origin} has more than one column called {listed(twins)}: rename or remove them")
+    check_names(source)
+    names = source.schema.names
     task = find_task(name or source.name)
-    if task is not None and not set(task.text_columns) <= set(names):
-        task = None
-    return find_text_columns(names, text_columns, task, origin), task
+    layouts = [columns for columns in (task.text_columns, task.archive_columns) if columns] if task else []
+    known = next((columns for columns in layouts if set(columns) <= set(names)), None)
+    return _text_columns(names, text_columns, known, source.origin), task if known else None
+
+
+def _text_columns(
+    names: Sequence[str], given: Sequence[str] | None, known: tuple[str, ...] | None, origin: str
+) -> tuple[str, ...]:
+    """Return the text columns: those that were given, else those of a known task, else the usual ones."""
+    if wanted := given_columns(given, (1, 2), "one column, or two different ones"):
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise InputError(
+                f"{origin} has no column {listed(missing)}; it has {listed(names)}: mend --text_columns"
+            )
+        return wanted
+    if known is not None:
+        return known
+    lower = {name.lower().strip(): name for name in reversed(names)}
+    for usual in (*_PAIRS, *((name,) for name in _TEXTS)):
+        if all(name in lower for name in usual):
+            return tuple(lower[name] for name in usual)
+    separator = next((mark for mark in ";|\t," if mark in names[0]), None) if len(names) == 1 else None
+    if separator:
+        raise InputError(
+            f"{origin} has one column, {names[0]!r}, as if its separator were {separator!r}: save it with "
+            "commas as .csv or with tabs as .tsv"
+        )
+    raise InputError(f"{origin} has no usual text column; it has {listed(names)}: give --text_columns A [B]")
 
 
 def class_names(table: pa.Table, column: str) -> tuple[str, ...]:
@@ -153,9 +212,9 @@ def read_label_column(
 ) -> Labels | None:
     """(label column, kind, class names) of a column of labels or of lists of them; None if it has none."""
     known = class_names(table, column)
-    form = table.schema.field(column).type
-    if pa.types.is_list(form) or pa.types.is_large_list(form):  # the latter is how polars writes lists
-        return _label_lists(table.column(column).cast(pa.list_(form.value_type)), given, known, origin)
+    if is_list(table.schema.field(column).type):
+        lists = read_lists(table, column, origin, "row", "give a list, which may be empty")
+        return _label_lists(lists, given, known, origin)
     if kind == "multi_label":
         raise InputError(
             f"{origin}: column {column!r} holds one label a row, and any number of them is expected: give "
@@ -197,14 +256,48 @@ def read_label_flags(
     return _flag_lists(flags), "multi_label", names
 
 
-def _label_lists(
-    cells: pa.ChunkedArray, given: tuple[str, ...] | None, known: tuple[str, ...], origin: str
-) -> Labels:
-    """(label column, kind, names) of a column of lists of names or ids; an empty list is no label at all."""
-    lists = cells.combine_chunks()
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether cells of this type are lists: large ones, as polars writes, or of one length, too."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def refuse_mixed(table: pa.Table, column: str, origin: str) -> None:
+    """Refuse a column of lists beside other values, of which `open_source` keeps neither.
+
+    Raises:
+        InputError: It is one.
+    """
+    cells = table.column(column)
+    if cells.type == MIXED and cells.null_count:
+        raise InputError(f"{origin}: column {column!r} is empty or mixes texts with lists: write one form")
+
+
+def read_lists(table: pa.Table, column: str, origin: str, unit: str, advice: str) -> pa.ListArray:
+    """Return a column of lists of any sort as plain ones.
+
+    Args:
+        table: Rows.
+        column: Which of its columns.
+        origin: What has these rows, for messages.
+        unit: What a row is called there.
+        advice: What to do about a row without a list.
+
+    Raises:
+        InputError: There is one.
+    """
+    refuse_mixed(table, column, origin)
+    cells = table.column(column)
+    lists = cells.cast(pa.list_(cells.type.value_type)).combine_chunks()
     if lists.null_count:
         row = pc.index(lists.is_null(), True).as_py() + 1
-        raise InputError(f"{origin}: the labels of row {row} are missing: give a list, which may be empty")
+        raise InputError(f"{origin}: column {column!r} is empty in {unit} {row}: {advice}")
+    return lists
+
+
+def _label_lists(
+    lists: pa.ListArray, given: tuple[str, ...] | None, known: tuple[str, ...], origin: str
+) -> Labels:
+    """(label column, kind, names) of a column of lists of names or ids; an empty list is no label at all."""
     values, codes, where = encode_lists(lists, origin)
     _, names, meanings = read_labels(values, "classification", given, known, where)
     if len(names) < 2:

@@ -13,16 +13,22 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from tinybert.collation import PER_TOKEN
-from tinybert.columns import find_texts, read_label_column, read_label_flags, read_texts
-from tinybert.conll import is_conll, is_header, read_conll
+from tinybert.columns import check_names, find_texts, read_label_column, read_label_flags, read_texts
+from tinybert.conll import is_conll, is_tsv, names_words, read_conll
 from tinybert.entities import are_entity_tags
 from tinybert.errors import InputError
 from tinybert.questions import cut_windows, find_question_columns, is_squad, read_questions, read_squad
 from tinybert.row_store import row_fingerprint, store_rows
 from tinybert.tables import ENDINGS as ENDINGS
-from tinybert.tables import Source, open_source
+from tinybert.tables import Source, find_file, open_source
 from tinybert.tasks import Kind, Task, find_label_column, main_metric
-from tinybert.token_rows import check_word_columns, find_word_columns, read_token_rows, tokenize_words
+from tinybert.token_rows import (
+    check_word_columns,
+    find_word_columns,
+    given_words,
+    read_token_rows,
+    tokenize_words,
+)
 
 _PIECE_ROWS = 1 << 16  # large, as all pieces are kept
 
@@ -86,25 +92,27 @@ def load_data(
         name: What tells the task, for rows that were copied from a source of that name.
 
     Raises:
-        InputError: The source cannot be read, or a column, text or label is missing or cannot be understood.
+        InputError: The source cannot be read, a column, text or label is missing or cannot be understood, or
+            an option was given that these rows have no use for.
     """
     given = tuple(label_names) if label_names is not None else None
-    path = Path(source).expanduser()
-    opened = None if is_conll(path) or is_squad(path) else open_source(source, split)
-    told = _told(path, opened)
-    if opened is None and kind not in (None, told):
-        raise InputError(f"{path} is for {told} by its form, and {kind} is expected: give other rows")
-    if label_columns is not None and (kind or told) in PER_TOKEN:
-        raise InputError(
-            f"--label_columns is for multi_label, and {path} is for {kind or told}: leave it out"
-        )
-    if (kind or told) == "token_classification":
-        return _load_words(opened or path, text_columns, label_column, given)
-    if (kind or told) == "question_answering":
-        return _load_questions(opened or path, text_columns, label_column)
-    assert opened is not None  # what is not opened is for one of these two
-    texts = find_texts(opened, text_columns, name)
-    return _load_texts(opened, texts, label_column, label_columns, kind, given, require_labels)
+    if label_column is not None and label_columns is not None:
+        raise InputError("--label_column has no meaning beside --label_columns: leave one of them out")
+    path = find_file(source, split)
+    form = _form(path, kind)
+    if form is not None and kind not in (None, form):
+        raise InputError(f"{path} is for {form} by its form, and {kind} is expected: give other rows")
+    rows = path if form is not None else open_source(source, split)
+    told = kind or form or (_told(rows) if isinstance(rows, Source) else None)
+    if label_columns is not None and told in PER_TOKEN:
+        raise InputError(f"--label_columns is for multi_label, and {path} is for {told}: leave it out")
+    if told == "token_classification":
+        return _load_words(rows, text_columns, label_column, given)
+    if told == "question_answering":
+        return _load_questions(rows, text_columns, label_column)
+    assert isinstance(rows, Source)  # a form that is no table's is of one of these two
+    texts = find_texts(rows, text_columns, name)
+    return _load_texts(rows, texts, label_column, label_columns, kind, given, require_labels)
 
 
 def _load_texts(
@@ -146,17 +154,19 @@ def _whole(source: Source) -> pa.Table:
     return table
 
 
-def _told(path: Path, opened: Source | None) -> Kind | None:
-    """Return the kind of task that a form which only one kind has tells; None for that of other rows."""
-    if opened is None:
-        return "question_answering" if is_squad(path) else "token_classification"
-    if find_word_columns(opened.schema, None, None) or (_is_tsv(opened) and is_header(opened.schema.names)):
+def _form(path: Path, kind: Kind | None) -> Kind | None:
+    """Return the kind of task of a file that is to be read as no table: CoNLL or SQuAD; None for a table."""
+    if is_squad(path):
+        return "question_answering"
+    tells = kind == "token_classification" or (kind is None and is_tsv(path) and names_words(path))
+    return "token_classification" if is_conll(path) or (is_tsv(path) and tells) else None
+
+
+def _told(opened: Source) -> Kind | None:
+    """Return the kind of task that columns tell which only one kind has; None for those of other rows."""
+    if find_word_columns(opened.schema, None, None):
         return "token_classification"
     return "question_answering" if find_question_columns(opened.schema.names, None, None) else None
-
-
-def _is_tsv(opened: Source) -> bool:
-    return opened.name.lower().endswith((".tsv", ".tsv.gz")) and Path(opened.name).is_file()
 
 
 def _load_questions(
@@ -164,8 +174,13 @@ def _load_questions(
 ) -> TaskData:
     """Read questions on contexts, in SQuAD's form or in columns."""
     if isinstance(source, Path):
-        origin, rows = str(source), read_squad(source)
+        origin = str(source)
+        for option, given in (("text_columns", text_columns), ("label_column", label_column)):
+            if given is not None:
+                raise InputError(f"--{option} has no meaning with {origin}, which is SQuAD's: leave it out")
+        rows = read_squad(source)
     else:
+        check_names(source)
         origin = source.origin
         columns = find_question_columns(source.schema.names, text_columns, label_column)
         rows = read_questions(_whole(source), columns, origin)
@@ -180,18 +195,17 @@ def _load_words(
     label_column: str | None,
     given: tuple[str, ...] | None,
 ) -> TaskData:
-    """Read sentences of words and tags: CoNLL lines, also as .tsv, or lists in columns."""
-    if isinstance(source, Source) and not _is_tsv(source):
+    """Read sentences of words and tags: CoNLL lines, or lists in columns."""
+    if isinstance(source, Source):
+        check_names(source)
         origin, names = source.origin, source.schema.names
         columns = check_word_columns(
             find_word_columns(source.schema, text_columns, label_column), names, origin
         )
         table = _whole(source)
     else:
-        path = source if isinstance(source, Path) else Path(source.name)
-        word_column = text_columns if isinstance(text_columns, str) else next(iter(text_columns or ()), None)
-        origin, columns = str(path), ("words", "tags")
-        table = read_conll(path, word_column, label_column)
+        origin, columns = str(source), ("words", "tags")
+        table = read_conll(source, next(iter(given_words(text_columns)), None), label_column)
         if table.num_rows == 0:
             raise InputError(f"{origin} has no rows: expected a word and its tag a line")
     rows, tags = read_token_rows(table, columns, given, origin)

@@ -3,6 +3,8 @@
 import gzip
 import json
 import logging
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from tinybert.columns import shown
+from tinybert.columns import given_columns, refuse_mixed, shown
 from tinybert.errors import InputError, one_line
 from tinybert.tasks import listed
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 _CONTEXTS = ("context", "passage", "paragraph")
 _ANSWERS = ("answers", "answer", "answer_text")
 _STARTS = ("answer_start", "answer_starts", "start", "start_char")
+_LABELS = ("start_positions", "end_positions")
+_START = 1 << 16  # bytes by which a file is told
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -36,11 +40,13 @@ def is_squad(path: Path) -> bool:
     """Return whether a path is a JSON file in SQuAD's form, by how it begins."""
     if not path.name.lower().removesuffix(".gz").endswith(".json") or not path.is_file():
         return False
+    start = b""
     try:
         with _opener(path)(path, "rb") as file:
-            start = file.read(1 << 16)
-    except OSError:  # said by whoever reads the file
-        return False
+            while len(start) < _START and (more := file.read1(_START)):
+                start += more
+    except (OSError, EOFError, zlib.error):  # said by whoever reads the file
+        pass
     return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") and b'"paragraphs"' in start
 
 
@@ -66,7 +72,7 @@ def read_squad(path: Path) -> pa.Table:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read as JSON ({one_line(error)}): correct the file") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -79,10 +85,15 @@ def read_squad(path: Path) -> pa.Table:
 def find_question_columns(
     names: Sequence[str], text_columns: Sequence[str] | None, label_column: str | None
 ) -> tuple[str, str, str] | None:
-    """Return the columns of question, context and answers, given or usual, if all are there."""
+    """Return the columns of question, context and answers, given or usual, if all are there.
+
+    Raises:
+        InputError: Text columns were given, and they are not two.
+    """
     lower = {name.lower().strip(): name for name in reversed(names)}
-    given = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
-    wanted = given if len(given) == 2 else _first(lower, ("question",)) + _first(lower, _CONTEXTS)
+    expected = "two different ones, QUESTION CONTEXT, for question_answering (another task: give --kind)"
+    given = list(given_columns(text_columns, (2,), expected))
+    wanted = given or _first(lower, ("question",)) + _first(lower, _CONTEXTS)
     wanted = [*wanted, *([label_column] if label_column else _first(lower, _ANSWERS))]
     return (wanted[0], wanted[1], wanted[2]) if len(wanted) == 3 and set(wanted) <= set(names) else None
 
@@ -117,11 +128,7 @@ def read_questions(table: pa.Table, columns: tuple[str, str, str] | None, origin
             f"{origin} has no columns of questions, contexts and answers; it has {listed(names)}: name them "
             "with --text_columns QUESTION CONTEXT and --label_column ANSWERS"
         )
-    kind = table.schema.field(columns[2]).type
-    if kind == pa.list_(pa.null()):  # what `open_source` makes of texts beside lists
-        raise InputError(
-            f"{origin}: column {columns[2]!r} is empty or mixes texts with lists: write one form"
-        )
+    refuse_mixed(table, columns[2], origin)
     lower = {name.lower().strip(): name for name in reversed(names)}
     chosen = [*_first(lower, ("id",)), *columns, *_first(lower, _STARTS)]
     rows = table.select(list(dict.fromkeys(chosen))).to_pylist()
@@ -177,10 +184,20 @@ def _answers(cell: Any, starts: Any, where: str) -> Iterator[tuple[str, int]]:
         if not isinstance(text, str):
             raise InputError(f"{where} has the answer {shown(text)}: expected text")
         if text.strip():
-            try:
-                yield text.strip(), int(place or 0)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{where}: an answer starts at {shown(place)}: expected a number") from error
+            yield text.strip(), _start(place, where)
+
+
+def _start(place: Any, where: str) -> int:
+    """Return where an answer is said to begin: a whole number, which tables with gaps write as 12.0."""
+    try:
+        number = float(place or 0)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isnan(number):  # an empty cell
+        return 0
+    if not number.is_integer():
+        raise InputError(f"{where}: an answer starts at {shown(place)}: expected a whole number")
+    return int(number)
 
 
 def _locate(context: str, text: str, start: int) -> int:
@@ -285,9 +302,6 @@ def _shortened(
         text[: each[longest - 1][1]] if long else text  # type: ignore[index]
         for text, each, long in zip(texts, offsets, cut, strict=True)  # type: ignore[arg-type]
     ], cut
-
-
-_LABELS = ("start_positions", "end_positions")
 
 
 def _span(chars: np.ndarray, inside: np.ndarray, answer: tuple[str, int] | None) -> tuple[int, int]:

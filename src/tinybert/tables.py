@@ -24,7 +24,10 @@ ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".json", ".jsonl", ".jsonl.gz",
 OUTPUT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".json")
 _BLOCK = 1 << 20  # bytes read at once
 _LONGEST_ROW = 1 << 26  # bytes; pyarrow takes no row that is longer than its blocks
-_MIXED = pa.list_(pa.null())  # lists or objects beside other values; refused where text is asked for
+MIXED = pa.list_(pa.null())  # lists or objects beside other values; refused where text is asked for
+# GLUE's own files of CoLA have no header: how their first row is told, and what it would be.
+_COLA = re.compile(rb"[^\t\n]+\t[01]\t\*?\t[^\t\n]+(\n|$)")
+_COLA_HEADER = b"source\tlabel\tmark\tsentence\n"
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,7 @@ def open_source(source: str | os.PathLike[str], split: str | None = None) -> Sou
     Raises:
         InputError: There is no such source, or it cannot be read.
     """
-    source = os.fspath(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = _file_of_split(path, split)
+    source, path = os.fspath(source), find_file(source, split)
     known = path.name.lower().endswith(ENDINGS)
     if not path.exists():
         if not known and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*){1,2}", source):
@@ -112,7 +112,11 @@ def _format(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def _file_of_split(folder: Path, split: str | None) -> Path:
+def find_file(source: str | os.PathLike[str], split: str | None) -> Path:
+    """Return the path that a source would be; of a folder, that of its split's file."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return folder
     if split is None:
         raise InputError(f"{folder} is a folder: say which split (train, validation or test), or name a file")
     # MNLI has two development sets; the matched one is its usual score.
@@ -184,7 +188,7 @@ def _start(path: Path) -> bytes:
 
 
 class _Blocks(io.RawIOBase):
-    """CSV or TSV in blocks that each hold the end of a row.
+    """CSV or TSV, with a header, in blocks that each hold the end of a row.
 
     pyarrow reads 32 blocks ahead, so they must be small, but refuses a row that reaches over a whole block.
     """
@@ -193,6 +197,7 @@ class _Blocks(io.RawIOBase):
         self.quotes = 0
         self._stream = _stream(path)
         self._quoted = _format(path) == "csv"
+        self._header = _COLA_HEADER if not self._quoted and _COLA.match(_start(path)) else b""
         self._inside = 0  # 1 if the next byte stands between quotes
         self._end = b""  # what is missing if the file ends here
 
@@ -200,7 +205,7 @@ class _Blocks(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        block, ended = bytearray(), False
+        block, ended, self._header = bytearray(self._header), False, b""
         while len(block) < size:
             more = self._stream.read(min(_BLOCK, size - len(block))) or self._end
             self._end = b"\n" if more and not more.endswith(b"\n") else b""
@@ -290,7 +295,7 @@ def _json_type(values: list[Any]) -> pa.DataType:
     try:
         return pa.array(values).type
     except (pa.ArrowException, OverflowError):  # mixed types
-        return _MIXED if any(isinstance(value, list | dict) for value in values) else pa.string()
+        return MIXED if any(isinstance(value, list | dict) for value in values) else pa.string()
 
 
 def _read_json(path: Path, schema: pa.Schema, document: bool, rows: int) -> Iterator[pa.Table]:
@@ -303,7 +308,7 @@ def _read_json(path: Path, schema: pa.Schema, document: bool, rows: int) -> Iter
 def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if kind == pa.string():
         values = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
-    if kind == _MIXED:
+    if kind == MIXED:
         empty = (isinstance(value, list) and value.count(None) == len(value) for value in values)
         values = [value if bare else None for value, bare in zip(values, empty, strict=True)]
     return pa.array(values, kind)
@@ -366,7 +371,7 @@ def _cell(name: str, value: object, quoted: bool) -> str:
 
 
 @contextmanager
-def open_writer(path: Path) -> Iterator[Writer]:
+def open_writer(path: Path, into: Path | None = None) -> Iterator[Writer]:
     """Open a file that tables are appended to, in the format of its ending.
 
     `open_source` reads the same texts back, and equal numbers; ``None`` is ``null``, or an empty cell in CSV
@@ -374,6 +379,7 @@ def open_writer(path: Path) -> Iterator[Writer]:
 
     Args:
         path: Where to write, with one of `OUTPUT_ENDINGS`; a file that is there is replaced.
+        into: The file to write in its place; the format is that of ``path``, and messages name it.
 
     Raises:
         InputError: The ending is unknown, the file cannot be opened or, when writing, the format cannot hold
@@ -382,7 +388,7 @@ def open_writer(path: Path) -> Iterator[Writer]:
     if not path.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(f"cannot write {path}: give it one of the endings {', '.join(OUTPUT_ENDINGS)}")
     try:
-        file = path.open("wb")
+        file = (into or path).open("wb")
     except OSError as error:
         raise InputError(f"cannot write {path} ({one_line(error)}): name another file") from error
     with file, ExitStack() as stack:

@@ -1,8 +1,10 @@
 """The tasks that are known by name (GLUE), what labels mean, and how predictions are scored."""
 
+import logging
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +14,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from tinybert.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
 
@@ -26,6 +30,7 @@ class Task:
         kind: Classification or regression.
         metric: The key of `compute_metrics` that chooses the best checkpoint.
         label_names: The class names in the order of their ids; empty for regression.
+        archive_columns: The text columns as GLUE's own files name them, where that is another way.
     """
 
     name: str
@@ -33,6 +38,7 @@ class Task:
     kind: Kind
     metric: str
     label_names: tuple[str, ...] = ()
+    archive_columns: tuple[str, ...] = ()
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -45,7 +51,14 @@ GLUE: dict[str, Task] = {
     for task in (
         Task("cola", ("sentence",), "classification", "matthews", ("unacceptable", "acceptable")),
         Task("sst2", ("sentence",), "classification", "accuracy", ("negative", "positive")),
-        Task("mrpc", _PAIR, "classification", "accuracy_f1", ("not_equivalent", "equivalent")),
+        Task(
+            "mrpc",
+            _PAIR,
+            "classification",
+            "accuracy_f1",
+            ("not_equivalent", "equivalent"),
+            ("#1 String", "#2 String"),
+        ),
         Task("stsb", _PAIR, "regression", "pearson_spearman"),
         Task(
             "qqp", ("question1", "question2"), "classification", "accuracy_f1", ("not_duplicate", "duplicate")
@@ -56,22 +69,13 @@ GLUE: dict[str, Task] = {
             "classification",
             "accuracy",
             ("entailment", "neutral", "contradiction"),
+            _PAIR,
         ),
         Task("qnli", ("question", "sentence"), "classification", "accuracy", _ENTAILS),
         Task("rte", _PAIR, "classification", "accuracy", _ENTAILS),
         Task("wnli", _PAIR, "classification", "accuracy", ("not_entailment", "entailment")),
     )
 }
-_PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text_a", "text_b"),
-    ("text", "text_pair"),
-    ("text1", "text2"),
-)
-_TEXTS = ("text", "sentence", "review", "content", "comment", "message", "document", "tweet", "question")
 # gold_label before label: where both are there (SNLI, MNLI's own files), the first is the agreed one.
 _LABELS = ("gold_label", "label", "labels", "target", "class", "category", "score", "rating", "sentiment")
 _ENDING = re.compile(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", re.IGNORECASE)
@@ -99,45 +103,6 @@ def find_task(source: str) -> Task | None:
     return None
 
 
-def find_text_columns(
-    names: Sequence[str], given: Sequence[str] | None, task: Task | None, origin: str
-) -> tuple[str, ...]:
-    """The one or two columns that hold the text.
-
-    Args:
-        names: All columns.
-        given: The user's choice, which wins.
-        task: A task whose columns are there, which comes next; then the usual names.
-        origin: What has these columns, for messages.
-
-    Raises:
-        InputError: A given column is missing, or there is no usual one.
-    """
-    if given is not None:
-        wanted = (given,) if isinstance(given, str) else tuple(given)
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            raise InputError(
-                f"{origin} has no column {listed(missing)}; it has {listed(names)}: mend --text_columns"
-            )
-        if len(set(wanted)) != len(wanted) or not 1 <= len(wanted) <= 2:
-            raise InputError(f"--text_columns is {wanted}: expected one column, or two different ones")
-        return wanted
-    if task is not None:
-        return task.text_columns
-    lower = {name.lower().strip(): name for name in reversed(names)}
-    for usual in (*_PAIRS, *((name,) for name in _TEXTS)):
-        if all(name in lower for name in usual):
-            return tuple(lower[name] for name in usual)
-    separator = next((mark for mark in ";|\t," if mark in names[0]), None) if len(names) == 1 else None
-    if separator:
-        raise InputError(
-            f"{origin} has one column, {names[0]!r}, as if its separator were {separator!r}: save it with "
-            "commas as .csv or with tabs as .tsv"
-        )
-    raise InputError(f"{origin} has no usual text column; it has {listed(names)}: give --text_columns A [B]")
-
-
 def find_label_column(
     names: Sequence[str], given: str | None, texts: tuple[str, ...], required: bool, origin: str
 ) -> str | None:
@@ -162,7 +127,7 @@ def find_label_column(
             )
         return given
     lower = {name.lower().strip(): name for name in reversed(rest)}
-    for usual in (*_LABELS, "is_duplicate"):
+    for usual in (*_LABELS, "is_duplicate", "quality"):  # of QQP and MRPC
         if usual in lower:
             return lower[usual]
     if required:
@@ -219,6 +184,7 @@ def read_labels(
         # As numbers, "10" comes after "9".
         names = tuple(map(str, sorted(set(integers)))) if all_integers else tuple(sorted(values))
         values = [str(number) for number in integers] if all_integers else values
+        warn_of_case(names, where)
     ids = _ids_of_integers(integers, names, known) if all_integers else _places(values, names)
     if None in ids:
         advice = "correct it, or use a model whose id2label has it"
@@ -227,6 +193,19 @@ def read_labels(
         unknown = where(values[ids.index(None)])
         raise InputError(f"{unknown} is not one of the known labels {listed(names)}: {advice}")
     return kind, names, [float(place) for place in ids if place is not None]
+
+
+def warn_of_case(names: Sequence[str], where: Callable[[str], str]) -> None:
+    """Say so where names that are classes of their own differ by nothing but letter case."""
+    folded = Counter(name.casefold() for name in names)
+    alike = [name for name in names if folded[name.casefold()] > 1]
+    if alike:
+        logger.warning(
+            "%s differs from another by letter case alone (%s): each is a class of its own; write those that "
+            "mean the same alike",
+            where(alike[0]),
+            listed(alike),
+        )
 
 
 def _places(values: Sequence[str], names: Sequence[str]) -> list[int | None]:

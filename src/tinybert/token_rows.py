@@ -10,25 +10,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from tinybert.columns import class_names, encode_lists, strings
+from tinybert.columns import class_names, encode_lists, given_columns, is_list, read_lists, strings
 from tinybert.conll import TAGS, WORDS
 from tinybert.entities import complete_tags
 from tinybert.errors import InputError
-from tinybert.tasks import listed, read_labels
+from tinybert.tasks import listed, read_labels, warn_of_case
 
 logger = logging.getLogger(__name__)
 
 UNREAD = -100  # the label of a piece that has none, which torch's cross-entropy leaves out
 
 
+def given_words(text_columns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the column of words that a user gave; none if none was.
+
+    Raises:
+        InputError: Several were.
+    """
+    return given_columns(text_columns, (1,), "one, that of words, for token_classification")
+
+
 def find_word_columns(
     schema: pa.Schema, text_columns: Sequence[str] | None, label_column: str | None
 ) -> tuple[str, str] | None:
-    """Return the columns of words and of tags, given or by their usual names, if both hold lists."""
-    lists = [field.name for field in schema if _is_list(field.type)]
+    """Return the columns of words and of tags, given or by their usual names, if both hold lists.
+
+    Raises:
+        InputError: Several text columns were given.
+    """
+    lists = [field.name for field in schema if is_list(field.type)]
     lower = {name.lower().strip(): name for name in reversed(lists)}
-    given = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
-    words = given[:1] or [lower[name] for name in WORDS if name in lower][:1]
+    words = list(given_words(text_columns)) or [lower[name] for name in WORDS if name in lower][:1]
     tags = [label_column] if label_column else [lower[name] for name in TAGS if name in lower][:1]
     found = [*words, *tags]
     return (found[0], found[1]) if len(found) == 2 and set(found) <= set(lists) else None
@@ -52,7 +64,9 @@ def read_token_rows(
     Raises:
         InputError: An empty sentence or word, tags that are not as many as words, an unknown tag.
     """
-    words, tags = (_lists(table, column, origin) for column in columns)
+    words, tags = (
+        read_lists(table, column, origin, "sentence", "fill it or remove the row") for column in columns
+    )
     counts, tag_counts = (pc.list_value_length(lists).to_numpy() for lists in (words, tags))
     if not counts.all():
         row = int(np.argmin(counts)) + 1
@@ -72,6 +86,7 @@ def read_token_rows(
     known = class_names(table, columns[1])
     names = tuple(given or known or ())
     if not names and not all(value.lstrip("-").isdigit() for value in values):
+        warn_of_case(values, where)
         names = complete_tags(values)
     _, names, meanings = read_labels(values, "classification", names, known, where)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
@@ -93,19 +108,6 @@ def check_word_columns(found: tuple[str, str] | None, names: Sequence[str], orig
             f"{listed(names)}: name them with --text_columns and --label_column, or give a CoNLL file"
         )
     return found
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _lists(table: pa.Table, column: str, origin: str) -> pa.ListArray:
-    cells = table.column(column)
-    lists = cells.cast(pa.list_(cells.type.value_type)).combine_chunks()
-    if lists.null_count:
-        row = pc.index(lists.is_null(), True).as_py() + 1
-        raise InputError(f"{origin}: column {column!r} is empty in sentence {row}: fill it or remove the row")
-    return lists
 
 
 def tokenize_words(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
+import tinybert.augment
 from conftest import BAD, FILLERS, GOOD, PIECES, make_masked_lm
 from tinybert.augment import Augmenter, AugmentSettings
 from tinybert.errors import InputError
@@ -206,6 +207,24 @@ def test_a_text_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     again = augmenter.exchanges(["a bad film", "a dull film"])
     assert seen == ["a good film", "a bad film", "a dull film"]
     assert again["a bad film"] == first["a bad film"]
+
+
+def test_what_is_remembered_is_bounded_by_words_not_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand long texts would be most of a gigabyte."""
+    monkeypatch.setattr(tinybert.augment, "_REMEMBERED", 12)
+    augmenter = Augmenter(MASKED_WORDS)
+    asked: list[str] = []
+    find = augmenter._find
+
+    def watch(texts: Sequence[str]) -> Any:
+        asked.extend(texts)
+        return find(texts)
+
+    monkeypatch.setattr(augmenter, "_find", watch)
+    short, long, other = "a good film", " ".join(GOOD + BAD), "the dull plot"  # two words, eight, two
+    for text in (short, long, short, long, other, short, other, long):
+        augmenter.exchanges([text])
+    assert asked == [short, long, other, short, long]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,47 @@ def test_distill_trains_on_rows_it_augments_and_on_rows_made_before(
     assert len(list((tmp_path / "made" / "augmented").glob("*.parquet"))) == 1
 
 
+def test_a_teacher_reads_what_it_has_positions_for(masked_lm: str, taught: Result, tmp_path: Path) -> None:
+    """The usual 128 word pieces are more than some teachers take; --max_length cuts further."""
+    long = write_csv(tmp_path / "long.csv", [(" ".join(["the good film was dull"] * 20), "positive")])
+    filtered = {"keep_if_teacher_agrees": 0.0, "teacher": str(taught.output_dir)}
+    made = augment_file(settings(str(long), masked_lm, tmp_path / "out.csv", **filtered))
+    assert made.copies == 5
+    job = AugmentJob(settings(str(long), masked_lm, tmp_path / "cut.csv", **filtered, max_length=8))
+    assert job.filter is not None
+    assert job.filter.max_length == 8
+
+
+def test_first_copies_stay_and_their_memory_is_that_of_digests(
+    masked_lm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With millions of rows, what each copy costs is what the machine must have."""
+    monkeypatch.setattr(tinybert.augment_files, "BLOCK", 1)
+    draw, count = random.Random(0), 1000
+    originals = [f"good film {number}" for number in range(60)]
+    data = write_csv(tmp_path / "in.csv", [(text, "") for text in originals])
+    job = AugmentJob(settings(str(data), masked_lm, tmp_path / "out.csv"))
+    seen, expected = set(originals), []
+    for block, original in enumerate(originals):
+        copies = [f"good film {draw.randrange(50_000)}" for _ in range(count)]
+        expected.append(True)
+        for copy in copies:
+            expected.append(copy not in seen)
+            seen.add(copy)
+        made = {"text": [original, *copies], tinybert.augment_files._IS_COPY: [False] + [True] * count}
+        pq.write_table(pa.table(made), tmp_path / tinybert.augment_files._name(block))
+    tracemalloc.start()
+    kept, copies_kept = job._first_copies(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.tolist() == expected
+    assert copies_kept == sum(expected) - len(originals)
+    assert peak < 25 * len(expected)
+
+
+FILTERED = {"keep_if_teacher_agrees": 0.5, "teacher": "teacher"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -270,7 +314,15 @@ def test_distill_trains_on_rows_it_augments_and_on_rows_made_before(
         ({"data": "hole.csv"}, "column 'text' is empty in row 9"),
         ({"data": "header.csv"}, "has no rows"),
         ({"teacher": "encoder"}, "--teacher has no meaning without --keep_if_teacher_agrees"),
+        ({"max_length": -7}, "--max_length has no meaning without --keep_if_teacher_agrees"),
+        ({**FILTERED, "max_length": 65}, "--max_length is 65: it must be from 3 to 64 here"),
+        ({**FILTERED, "max_length": 1}, "--max_length is 1: it must be from 3 to 64 here"),
         ({"data": "twins.csv"}, "more than one column called 'text'"),
+        ({"data": "lines.csv", "output": "out.tsv"}, "cannot write out.tsv: .* tab or line break: choose"),
+        ({"data": "lines.csv", "output": "out.tsv.gz"}, "cannot write out.tsv.gz: .* tab or line break"),
+        ({"data": "dates.parquet", "output": "out.jsonl"}, "cannot write out.jsonl .* choose .parquet"),
+        ({"data": "dates.parquet"}, "cannot write out.csv: column 'day' holds .* choose .parquet or .jsonl"),
+        ({"data": "empty.jsonl", "output": "out.jsonl"}, "empty.jsonl: .* struct type 'more'.* column out"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -279,16 +331,23 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     rows: str,
     masked_lm: str,
     start_folder: Path,
+    taught: Result,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """And it is found before the hours that the masked language model takes, not after them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AugmentJob, "write", lambda *_: pytest.fail("work was done on it"))
     os.symlink(start_folder, "encoder")
+    os.symlink(taught.output_dir, "teacher")
     Path("rows.csv").write_text(Path(rows).read_text())
     write_csv(Path("hole.csv"), [("good", "yes")] * 8 + [("", "no")])
     Path("header.csv").write_text("text,label\n")
     Path("twins.csv").write_text("text,text\na,b\n")
+    write_csv(Path("lines.csv"), [("good", "yes")] * 8 + [("bad\nfilm", "no")])
+    pq.write_table(pa.table({"text": ["good"], "day": [date(2020, 2, 2)]}), "dates.parquet")
+    Path("empty.jsonl").write_text('{"text": "good", "more": {}}\n')
     before = sorted(os.listdir())
     given = {"data": "rows.csv", "masked_lm": masked_lm, "output": "out.csv"} | options
     command = ["augment"]

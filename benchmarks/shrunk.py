@@ -55,7 +55,6 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 output_dir=str(pruned),
                 vocabulary=options.pieces,
                 corpus=[options.train],
-                max_length=options.max_length,
             )
         )
     figures["pruned"] = exported(pruned, options)

@@ -6,13 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from conftest import randomise
 from test_masked_words import FAMILIES
-from tinybert.anatomy import dropping, head_at
+from tinybert.anatomy import Encoder, dropping, feed_forward_name, head_at
 
 IDS = torch.randint(5, 20, (3, 9), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(9) < torch.tensor([[9], [4], [6]])).long()
+
+
+def test_a_configuration_names_the_neurons_that_its_layers_have(encoder: PreTrainedModel) -> None:
+    """By another name the number would be set beside the one that counts."""
+    neurons = getattr(encoder.config, feed_forward_name(encoder.config))
+    assert {layer.up.out_features for layer in Encoder(encoder).layers} == {neurons}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -167,9 +167,9 @@ def test_the_column_is_text_or_the_one_asked_for_or_the_only_one(tmp_path: Path)
     lines = write(tmp_path / "t.jsonl", jsonl([{name: cells[0] for name, cells in rows.items()}]))
     for path in (parquet, lines):
         assert documents(open_corpus([path], text_column="content")) == [["good"]]
-        expected = r"has the columns id, title \(text\), content \(text\): expected one of text.*text_column"
+        expected = r"has the columns id, title \(text\), content \(text\): expected one .* with --columns$"
         with pytest.raises(InputError, match=expected):
-            open_corpus([path])
+            open_corpus([path], option="columns")
         with pytest.raises(InputError, match=r"expected 'body' with text"):
             open_corpus([path], text_column="body")
         with pytest.raises(InputError, match=r"expected 'id' with text"):
@@ -218,6 +218,7 @@ def test_damage_within_a_parquet_file_names_it(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nothing.txt", "nothing.txt: no such file or folder"),
+        ("data/nothing.csv", "data/nothing.csv: no such file or folder"),
         ("no*.txt", r"no\*.txt: no file matches this pattern"),
         (".", r"is a folder with no text in .*it has notes.md"),
         ("t.csv", r"t.csv is no text: expected .txt"),

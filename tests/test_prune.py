@@ -1,11 +1,15 @@
 """A model folder goes in and a smaller one comes out, or one line says why not."""
 
+import bz2
+import gzip
 import json
 import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -14,14 +18,16 @@ from conftest import FILLERS, GOOD, QUICK
 from tinybert.cli import main
 from tinybert.errors import InputError
 from tinybert.model_card import is_unedited
-from tinybert.prune import PruneArguments, prune
+from tinybert.prune import PruneArguments, _read, prune
 from tinybert.run_directory import Result
-from tinybert.stages import DistillArguments, distill_task
+from tinybert.stages import DistillArguments, EvaluateArguments, distill_task, evaluate
 from tinybert.trainer import DistillationConfig
 
 
 def arguments(taught: Result, toy: dict[str, str], folder: Path, **options: Any) -> PruneArguments:
-    given = {"model": str(taught.output_dir), "corpus": [toy["train"]], "max_length": 16}
+    given: dict[str, Any] = {"model": str(taught.output_dir), "corpus": [toy["train"]]}
+    if options.keys() & {"neurons", "data"}:
+        given["max_length"] = 16
     return PruneArguments(**given | {"output_dir": str(folder)} | options)
 
 
@@ -142,6 +148,160 @@ def test_text_is_read_as_other_commands_read_it(taught: Result, corpus: str, tmp
         assert made.removed["neurons"]["tokens"] >= 10
 
 
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "films",
+            "paragraphs": [
+                {
+                    "context": "the good film was great with a plot",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "was the film good",
+                            "answers": [{"text": "good film", "answer_start": 4}],
+                        }
+                    ],
+                }
+            ],
+        }
+    ],
+}
+ASKED = ["was the film good", "the good film was great with a plot"]
+TAGGED = "-DOCSTART- -X- O\n\ngood JJ B-POS\nfilm NN I-POS\n\nthe DT O\nplot NN O\n"
+WORDS = [["good film"], ["the plot"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("train.json", json.dumps(SQUAD), [ASKED]),
+        ("more/train.json", json.dumps(SQUAD), [ASKED]),  # read as a folder
+        ("train.csv", f"id,question,context,answers\n1,{','.join(ASKED)},good film\n", [ASKED]),
+        ("train.conll", TAGGED, WORDS),
+        ("train.txt", TAGGED, WORDS),
+        ("train.txt", "token\tpos\tlabel\ngood\tJJ\tO\n\nfilm\tNN\tO\n", [["good"], ["film"]]),
+        ("train.tsv", "token\tlabel\ngood\tB-POS\nfilm\tO\n", [["good film"]]),
+        ("running.txt", "good film\na plot\n", [["good film"], ["a plot"]]),  # so many words a line, too
+        ("running.tsv", "text\tlabel\ngood film\tO\n", [["good film"]]),
+        (
+            "train.jsonl",
+            '{"id": "a1", "tokens": ["good", "film"], "ner_tags": ["O", "O"]}\n',
+            [["good film"]],
+        ),
+        ("running.jsonl", '{"id": 1, "text": "good film"}\n', [["good film"]]),
+    ],
+)
+def test_the_file_that_a_model_was_trained_on_is_read_as_its_text(
+    name: str, content: str, read: list[list[str]], tmp_path: Path
+) -> None:
+    """Tags, ids and the number of a format's version are text, too, but none that the model will ever see."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    source = str(path.parent if "/" in name else path)
+    asked = PruneArguments(model="m", output_dir="o", vocabulary=9, corpus=[source])
+    found = _read(asked, "token_classification", ("B-POS", "I-POS", "O"))
+    assert [list(row) for row in rows_of(found)] == read
+
+
+def rows_of(pieces: Iterable[tuple[list[str], list[str] | None]]) -> list[tuple[str, ...]]:
+    return [row for texts, pairs in pieces for row in zip(*filter(None, (texts, pairs)), strict=True)]
+
+
+def test_text_columns_are_of_the_files_that_have_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled rows with columns of their own would shut out running text, folders and the hub."""
+    row = {"title": "bad", "review": "good film", "summary": "fine plot"}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a.txt").write_text("good film\n")
+    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(json.dumps(row).encode()))
+    lines = (",".join(cells) for cells in (row, row.values()))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+
+    def load_dataset(*names: str, streaming: bool = False, **options: Any) -> Any:
+        rows = datasets.Dataset.from_list([row])
+        return rows.to_iterable_dataset() if streaming else rows
+
+    def read(source: str, *columns: str) -> list[tuple[str, ...]]:
+        asked = PruneArguments(
+            model="m", output_dir="o", vocabulary=9, corpus=[source], text_columns=[*columns] or None
+        )
+        return rows_of(_read(asked, "classification", ()))
+
+    monkeypatch.chdir(tmp_path)
+    assert read("a.txt", "review") == read("a.txt", "review", "summary") == [("good film",)]
+    assert read("a.jsonl.bz2", "review") == [("good film",)]
+    for source in ("folder", "folder/*.jsonl", "a.csv.gz"):
+        assert read(source, "review") == [("good film",)]
+        assert read(source, "review", "summary") == [("good film", "fine plot")]
+    for source, columns in (("folder", ()), ("a.jsonl.bz2", ())):
+        with pytest.raises(InputError, match=r"say which with --text_columns$"):
+            read(source, *columns)
+    with pytest.raises(InputError, match="is read by one text column, got 'review', 'summary'"):
+        read("a.jsonl.bz2", "review", "summary")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read("some/name", "review") == [("good film",)]
+    assert read("some/name", "review", "summary") == [("good film", "fine plot")]
+
+
+def test_neurons_are_not_chosen_on_next_to_no_text(
+    taught: Result, toy: dict[str, str], tmp_path: Path
+) -> None:
+    """Two words tell nothing about thirty neurons, and a path typed wrong may well lead to two words."""
+    (tmp_path / "few.txt").write_text("good film\n")
+    with pytest.raises(InputError, match="has 4 word pieces of text, too few to choose --neurons 30 on"):
+        prune(arguments(taught, toy, tmp_path / "small", neurons=30, corpus=[str(tmp_path / "few.txt")]))
+    assert not (tmp_path / "small").exists()
+
+
+def test_overwriting_leaves_the_former_run_until_the_new_one_is_ready_and_nothing_of_it_then(
+    taught: Result, toy: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves a model that is whole, or its successor: never one without record, nor two in one."""
+    folder = tmp_path / "small"
+    prune(arguments(taught, toy, folder, neurons=30))
+    (folder / "onnx").mkdir()
+    for name in ("report.html", "onnx/model.onnx"):
+        (folder / name).write_text("of the former run")
+    former = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    scored = iter(("before",))
+
+    def evaluate_once(arguments: EvaluateArguments) -> dict[str, float]:
+        if next(scored, None) is None:
+            raise KeyboardInterrupt
+        return evaluate(arguments)
+
+    again = arguments(taught, toy, folder, neurons=20, data=toy["eval"], overwrite_output_dir=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("tinybert.prune.evaluate", evaluate_once)
+        with pytest.raises(KeyboardInterrupt):
+            prune(again)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == former
+    prune(again)
+    assert not (folder / "report.html").exists()
+    assert not (folder / "onnx").exists()
+    assert json.loads((folder / "run.json").read_text())["removed"]["neurons"]["after"] == 20
+
+
+def test_the_record_is_as_that_of_any_run(
+    taught: Result, toy: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads one record reads them all, and none may hold a secret that was typed."""
+    monkeypatch.setattr("sys.argv", ["tinybert", "prune", "--hub_token", "hf_secret"])
+    prune(arguments(taught, toy, tmp_path / "small", vocabulary=22))
+    own, other = (
+        json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "small", taught.output_dir)
+    )
+    assert own["command"] == ["tinybert", "prune", "--hub_token", "..."]
+    assert own["versions"] == other["versions"]
+    assert own.keys() - other.keys() == {"removed"}
+
+
 def test_half_precision_stays_half(taught: Result, toy: dict[str, str], tmp_path: Path) -> None:
     """Pruning that doubles the file is none."""
     half = tmp_path / "half"
@@ -164,7 +324,9 @@ def test_half_precision_stays_half(taught: Result, toy: dict[str, str], tmp_path
         ({"neurons": 40}, "--neurons is 40: it must be from 1 to 39"),
         ({"vocabulary": 25}, "--vocabulary is 25: there are 25 pieces"),
         ({"vocabulary": 3}, "special tokens and single characters"),
-        ({"neurons": 8, "label_column": "label"}, "--label_column is about the rows of --data"),
+        ({"neurons": 8, "label_column": "label"}, "--label_column has no meaning without --data"),
+        ({"vocabulary": 22, "max_length": 16}, "--max_length has no meaning without --neurons or --data"),
+        ({"vocabulary": 22, "seed": 1}, "--seed has no meaning without --neurons: leave it out"),
         ({"neurons": 8, "max_length": 65}, "--max_length is 65"),
         ({"neurons": 8, "corpus": ["none.txt"]}, "none.txt: no such file"),
         ({"neurons": 8, "data": "none.csv"}, "none.csv: no such file"),
@@ -250,12 +412,14 @@ def hostile_options(generator: random.Random, folder: Path, toy: dict[str, str])
         ("--vocabulary", 0.8, ["16", "20", "22"]),
         ("--neurons", 0.5, ["1", "8", "39"]),
         ("--heads", 0.02, ["1", "2"]),
-        ("--max_length", 1.0, ["3", "16", "64"]),
     ):
         if generator.random() < share:
             options += [name, generator.choice(odd if generator.random() < 0.07 else numbers)]
     if generator.random() < 0.3:
         options += ["--data", generator.choice([toy["eval"], toy["eval"], str(corpus), "none.csv"])]
+    if {"--neurons", "--data"} & {*options} or generator.random() < 0.05:
+        lengths = odd if generator.random() < 0.07 else ["3", "16", "64"]
+        options += ["--max_length", generator.choice(lengths)]
     if generator.random() < 0.1:
         options += ["--text_columns", *generator.choice([["text"], ["label", "text"], ["no"], ["text"] * 3])]
     return options

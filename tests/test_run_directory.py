@@ -19,6 +19,7 @@ from tinybert.run_directory import (
     Run,
     check_claimable,
     file_size,
+    run_record,
     write_whole,
 )
 from tinybert.training import TrainingConfig
@@ -239,7 +240,10 @@ def test_an_error_is_no_percentage() -> None:
 def test_run_settings_can_be_written_as_json(tmp_path: Path) -> None:
     """A setting that json does not know would lose the run at its last step."""
     run = make_run(tmp_path)
-    record = json.dumps(run._record(Result(tmp_path, "accuracy", ()), {}), default=str)
+    training = run.config.to_sanitized_dict()
+    made = run_record(run.arguments, Result(tmp_path, "accuracy", ()), 1.0, {}, training=training)
+    record = json.dumps(made, default=str)
+    assert json.loads(record)["training"]["seed"] == 42
     assert set(json.loads(record)) >= {
         "arguments",
         "training",
@@ -254,7 +258,7 @@ def test_run_settings_can_be_written_as_json(tmp_path: Path) -> None:
 def test_a_record_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is pushed to the hub as it is, and with it the token that was typed to push it."""
     monkeypatch.setattr("sys.argv", ["tinybert", "distill", "--hub_token", "hf_secret", "--seed=1"])
-    record = make_run(tmp_path)._record(Result(tmp_path, "accuracy", ()), {})
+    record = run_record(Arguments(), Result(tmp_path, "accuracy", ()), 1.0, {})
     assert record["command"] == ["tinybert", "distill", "--hub_token", "...", "--seed=1"]
 
 

@@ -82,6 +82,11 @@ def check_family(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         )
 
 
+def feed_forward_name(config: PreTrainedConfig) -> str:
+    """Return what a configuration calls its number of feed-forward neurons a layer."""
+    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
+
+
 def first_position(config: PreTrainedConfig) -> int:
     """Return the row of the position table that the first token takes.
 

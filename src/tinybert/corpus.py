@@ -4,9 +4,10 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ _ROWS, _CHARACTERS = 1000, 1 << 18  # the most of a piece of reading, but for a 
 _BATCH = 128  # rows that `datasets` gives at once; they are in memory whole, however long they are
 _HEAD = 1 << 16  # bytes at either end of a file that its fingerprint is taken of
 _RATIO = 1 << 21  # bytes of text that tell how far a file is compressed
+_Choose = Callable[[str, dict[str, bool]], str]  # a source, which of its columns are text -> the one to read
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
-def open_corpus(sources: Sequence[str], *, text_column: str | None = None) -> Corpus:
+def open_corpus(
+    sources: Sequence[str], *, text_column: str | None = None, option: str = "text_column"
+) -> Corpus:
     """Find files and hub data sets, and learn where their text is; nothing is read but their starts.
 
     Lines of text (``.txt``, or no known ending): a paragraph a line; a blank line ends a document, and so
@@ -147,6 +151,7 @@ def open_corpus(sources: Sequence[str], *, text_column: str | None = None) -> Co
             split ``train``). A file that is found twice is read once.
         text_column: Of JSON, Parquet and hub data: the column of text. Otherwise ``text`` or, if there is
             none, the only column of text.
+        option: What the option that gives it is called, for messages.
 
     Raises:
         InputError: There is no such source, it cannot be read, it is empty, or which column is meant is
@@ -155,11 +160,10 @@ def open_corpus(sources: Sequence[str], *, text_column: str | None = None) -> Co
     if isinstance(sources, str):
         raise InputError(f"the corpus is {sources!r}: expected a list, such as [{sources!r}]")
     shards: dict[str, _Shard] = {}
+    choose = partial(_choose_column, asked=text_column, option=option)
     for source in sources:
-        paths = _files(source)
-        found = (
-            _open_hub(source, text_column) if paths is None else [_open_file(p, text_column) for p in paths]
-        )
+        paths = find_files(source)
+        found = _open_hub(source, choose) if paths is None else [_open_file(path, choose) for path in paths]
         for shard in found:
             shards.setdefault(str(shard.path.resolve()) if shard.path else shard.name, shard)
     if not any(shard.size is None or shard.size > 0 for shard in shards.values()):
@@ -174,8 +178,8 @@ def _endings(path: Path) -> tuple[str, str]:
     return Path(name.removesuffix(compression)).suffix, compression
 
 
-def _files(source: str) -> list[Path] | None:
-    """The files that a source names; None of a hub name."""
+def find_files(source: str) -> list[Path] | None:
+    """Return the files that a source of `open_corpus` names; None of a hub name."""
     path = Path(source).expanduser()
     if path.is_dir():
         below = sorted(entry for entry in path.rglob("*") if entry.is_file())
@@ -198,14 +202,14 @@ def _files(source: str) -> list[Path] | None:
         return files
     if (
         not _endings(path)[1]
-        and path.suffix not in ENDINGS
+        and path.suffix not in (*ENDINGS, *_REFUSED)
         and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*){1,2}", source)
     ):
         return None
     raise InputError(f"{source}: no such file or folder; name a file, a folder, a pattern or a hub name")
 
 
-def _open_file(path: Path, asked: str | None) -> _Shard:
+def _open_file(path: Path, choose: _Choose) -> _Shard:
     format_, compression = _endings(path)
     if format_ in _REFUSED:
         raise InputError(f"{path} is no text: expected {', '.join(ENDINGS)}, and .csv and .tsv made .parquet")
@@ -217,7 +221,7 @@ def _open_file(path: Path, asked: str | None) -> _Shard:
             with pa.parquet.ParquetFile(path) as file:
                 schema, rows = file.schema_arrow, file.metadata.num_rows
             kinds = {column.name: _is_text(column.type) for column in schema}
-            return replace(shard, kind="table", column=_choose_column(name, kinds, asked), rows=rows)
+            return replace(shard, kind="table", column=choose(name, kinds), rows=rows)
         if format_ not in (".json", ".jsonl"):
             return shard
         tables = _tables(shard)
@@ -226,13 +230,13 @@ def _open_file(path: Path, asked: str | None) -> _Shard:
         if format_ == ".json" and start and start[0].lstrip().startswith("["):
             listed = replace(shard, kind="table")
             first = next((table for table in _tables(listed)), pa.table({}))
-            return replace(listed, column=_choose_column(name, _kinds(first.to_pylist()), asked))
+            return replace(listed, column=choose(name, _kinds(first.to_pylist())))
         objects = [_object(line, number) for number, line in enumerate(start, start=1)]
-        column = _choose_column(name, _kinds(objects), asked) if objects else None
+        column = choose(name, _kinds(objects)) if objects else None
         return replace(shard, kind="jsonl", column=column)
 
 
-def _open_hub(source: str, asked: str | None) -> list[_Shard]:
+def _open_hub(source: str, choose: _Choose) -> list[_Shard]:
     owner, name, *configuration = source.split("/")
     try:
         data = datasets.load_dataset(f"{owner}/{name}", *configuration, split="train", streaming=True)
@@ -246,7 +250,7 @@ def _open_hub(source: str, asked: str | None) -> list[_Shard]:
         raise InputError(
             f"{source} is no local path, and the hub did not give its split 'train': {one_line(error)}"
         ) from error
-    column = _choose_column(source, kinds, asked)
+    column = choose(source, kinds)
     data = data.select_columns([column])
     whole = _Shard(source, "table", rows, f"rows of {source}", column=column, rows=rows)
     parts = (data.shard(num_shards=count, index=part) for part in range(count))
@@ -269,7 +273,7 @@ def _kinds(objects: Sequence[dict[str, Any]]) -> dict[str, bool]:
     return kinds
 
 
-def _choose_column(origin: str, kinds: dict[str, bool], asked: str | None) -> str:
+def _choose_column(origin: str, kinds: dict[str, bool], asked: str | None, option: str) -> str:
     texts = [name for name, text in kinds.items() if text]
     if asked in texts or (asked is None and "text" in texts):
         return asked or "text"
@@ -277,7 +281,7 @@ def _choose_column(origin: str, kinds: dict[str, bool], asked: str | None) -> st
         return texts[0]
     there = ", ".join(f"{name} (text)" if text else name for name, text in kinds.items()) or "none"
     wanted = "one of text, or one called 'text'" if asked is None else f"{asked!r} with text"
-    raise InputError(f"{origin} has the columns {there}: expected {wanted}; say which with text_column")
+    raise InputError(f"{origin} has the columns {there}: expected {wanted}; say which with --{option}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinybert.anatomy import FAMILIES, Batch, Encoder, Layer, assign, matrix
+from tinybert.anatomy import FAMILIES, Batch, Encoder, Layer, assign, feed_forward_name, matrix
 from tinybert.errors import InputError
 from tinybert.moments import Moments, choose
 
@@ -73,7 +73,7 @@ def cut_neurons(model: PreTrainedModel, batches: Iterable[Batch], count: int) ->
     """
     check_neurons(model, count)
     config = copy.deepcopy(model.config)
-    setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", count)
+    setattr(config, feed_forward_name(config), count)
     smaller = type(model)(config)
     was_training = model.training
     model.eval(), smaller.eval()

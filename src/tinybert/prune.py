@@ -7,40 +7,58 @@ large with fewer heads: heads cannot be removed, and ``--heads`` says so. Fewer 
 a student's (``tinybert distill``, which solves its start in closed form).
 """
 
+import gzip
 import json
-import platform
 import random
 import shutil
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert import models
+from tinybert.anatomy import feed_forward_name
 from tinybert.collation import PER_TOKEN
-from tinybert.corpus import END, open_corpus
-from tinybert.data import TaskData, encode_texts, find_texts, read_texts
-from tinybert.errors import InputError
-from tinybert.model_card import model_card, origins
+from tinybert.columns import find_texts, is_list, read_texts
+from tinybert.conll import is_conll, is_header, read_conll
+from tinybert.corpus import END, find_files, open_corpus
+from tinybert.data import TaskData, encode_texts
+from tinybert.entities import are_entity_tags
+from tinybert.errors import InputError, refuse_given
+from tinybert.model_card import model_card
 from tinybert.neurons import check_neurons, cut_neurons
+from tinybert.questions import find_question_columns, is_squad, read_squad
 from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, provenance, row_length, rows_to_score
-from tinybert.run_directory import RECORD, Figures, Result, check_claimable, file_size, write_whole
+from tinybert.run_directory import (
+    PAGE,
+    RECORD,
+    Figures,
+    Result,
+    check_claimable,
+    file_size,
+    run_record,
+    write_whole,
+)
 from tinybert.sessions import FOLDER
 from tinybert.stages import EvaluateArguments, evaluate
 from tinybert.student import CALIBRATION_TOKENS, padded_batches
 from tinybert.summary import model_lines, with_retention
-from tinybert.tables import open_source
+from tinybert.tables import ENDINGS, Source, open_source
+from tinybert.tasks import Kind, listed
+from tinybert.token_rows import find_word_columns
 from tinybert.vocabulary import check_fits, cut_vocabulary, write_vocabulary
 
 _SAMPLE = 8192  # rows of the corpus that neurons may be chosen on; about a quarter of it is used
+_HEAD = 100  # lines that tell whether a file is of words and tags
+_QUESTIONS = ("question", "context")
 
 Rows = tuple[list[str], list[str] | None]
 
@@ -63,8 +81,8 @@ class PruneArguments:
     )
     corpus: list[str] = field(
         metadata={
-            "help": "Text like that to come, without labels: what it uses stays. .csv and .tsv by their text "
-            "columns, others as tinybert general reads them."
+            "help": "Text like that to come: what it uses stays. Rows as tinybert finetune takes them, whose "
+            "labels are not read, or running text as tinybert general does."
         },
     )
     text_columns: list[str] | None = field(
@@ -89,10 +107,12 @@ class PruneArguments:
             )
         if self.vocabulary is None and self.neurons is None:
             raise InputError("nothing would be removed: give --vocabulary, --neurons or both")
-        unread = ("label_column", "label_columns", "stride")
-        given = [name for name in unread if getattr(self, name) is not None]
-        if self.data is None and given:
-            raise InputError(f"--{given[0]} is about the rows of --data: add it or leave both out")
+        if self.data is None:
+            refuse_given(self, ("label_column", "label_columns", "stride"), "without --data")
+        if self.neurons is None:
+            refuse_given(self, ("seed",), "without --neurons")
+            if self.data is None:
+                refuse_given(self, ("max_length",), "without --neurons or --data")
 
 
 @dataclass(frozen=True)
@@ -154,9 +174,6 @@ def prune(arguments: PruneArguments) -> Pruned:
             net.to(stored)
     before = Figures("before", metrics, model.num_parameters(), file_size(model))
     results: list[Pruned] = []
-    if arguments.overwrite_output_dir:
-        (folder / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of other weights
 
     def write(path: Path) -> None:
         smaller.save_pretrained(path)
@@ -167,12 +184,17 @@ def prune(arguments: PruneArguments) -> Pruned:
         after = Figures("after", scores, smaller.num_parameters(), file_size(smaller), seconds)
         result = Result(folder, None if data is None else data.metric, (before, after))
         pruned = Pruned(result, removed, _recovery(arguments, model))
-        record = _record(pruned, arguments, data)
+        sources = {} if data is None else provenance(eval=data)
+        record = run_record(arguments, result, seconds, sources, removed=removed)
         lines = with_retention(model_lines(record), record["metric"])
         card = model_card(record, lines, folder.resolve().name, type(smaller).__name__)
         (path / "README.md").write_text(card, encoding="utf-8")
         (path / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
         results.append(pruned)
+        if arguments.overwrite_output_dir:  # of other weights; not before all is ready to take their place
+            for name in (RECORD, PAGE):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
     write_whole(folder, write)
     return results[0]
@@ -190,8 +212,9 @@ def _smaller(
     arguments: PruneArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, dict[str, float]]]:
     removed: dict[str, dict[str, float]] = {}
+    read = partial(_read, arguments, *models.task_of(model))
     if arguments.vocabulary is not None:
-        pieces = (texts + (pairs or []) for texts, pairs in _read(arguments))
+        pieces = (texts + (pairs or []) for texts, pairs in read())
         whole = len(tokenizer)
         cut = cut_vocabulary(model, tokenizer, pieces, arguments.vocabulary)
         model, tokenizer = cut.model, cut.tokenizer
@@ -199,43 +222,127 @@ def _smaller(
     if arguments.neurons is not None:
         rows, tokens, longest = [], 0, arguments.max_length
         assert longest is not None  # settled before anything is read
-        for text, pair in _sample(arguments):
+        for text, pair in _sample(read(), arguments.seed):
             encoded = encode_texts(tokenizer, [text], None if pair is None else [pair], longest)
             tokens += encoded.pop("length")[0]
             rows.append({name: cells[0] for name, cells in encoded.items()})
             if tokens >= CALIBRATION_TOKENS:
                 break
-        name = "hidden_dim" if hasattr(model.config, "hidden_dim") else "intermediate_size"
-        whole = getattr(model.config, name)
+        if tokens < arguments.neurons:
+            raise InputError(
+                f"--corpus has {tokens} word pieces of text, too few to choose --neurons {arguments.neurons} "
+                f"on: expected one for each at the least, and better {CALIBRATION_TOKENS:,}; name more text"
+            )
+        whole = getattr(model.config, feed_forward_name(model.config))
         model = cut_neurons(model, padded_batches(rows, tokenizer), arguments.neurons)
         removed["neurons"] = {"before": whole, "after": arguments.neurons, "tokens": tokens}
     return model, tokenizer, removed
 
 
-def _read(arguments: PruneArguments) -> Iterator[Rows]:
-    """Read the corpus in pieces: texts, and their pairs where the rows are pairs."""
+def _read(arguments: PruneArguments, kind: Kind, names: Sequence[str]) -> Iterator[Rows]:
+    """Read the corpus in pieces: texts, and their pairs where the rows are pairs.
+
+    Args:
+        arguments: What to read, and by which columns.
+        kind: What the model does.
+        names: Of its classes.
+    """
+    tags = names if kind == "token_classification" else ()
+    columns, running = arguments.text_columns, []
     for source in arguments.corpus:
-        path = Path(source)
-        if path.suffix.lower() in (".csv", ".tsv") or (arguments.text_columns and path.is_file()):
-            table = open_source(source, "train")
-            columns, _ = find_texts(table, arguments.text_columns)
-            first = 0
-            for part in table.tables():
-                cells = [read_texts(part, column, table.origin, first).to_pylist() for column in columns]
-                first += part.num_rows
-                yield cells[0], cells[1] if len(cells) > 1 else None
-            continue
-        corpus = open_corpus([source])
-        for shard in range(corpus.shards):
-            for _, texts in corpus.read(shard):
-                yield [text for text in texts if text != END], None
+        files = find_files(source)
+        if files is None and columns and len(columns) > 1:
+            yield from _rows(open_source(source, "train"), columns)
+        elif files is None:
+            running.append(source)
+        for path in files or ():
+            rows = _rows_of(path, columns, kind, tags)
+            if rows is None:
+                running.append(str(path))
+            else:
+                yield from rows
+    if not running:
+        return
+    column = columns[0] if columns and len(columns) == 1 else None
+    corpus = open_corpus(running, text_column=column, option="text_columns")
+    for shard in range(corpus.shards):
+        for _, texts in corpus.read(shard):
+            yield [text for text in texts if text != END], None
 
 
-def _sample(arguments: PruneArguments) -> list[tuple[str, str | None]]:
-    """Draw rows of the corpus at random, all alike, in random order (a reservoir)."""
+def _rows_of(
+    path: Path, columns: Sequence[str] | None, kind: Kind, tags: Sequence[str]
+) -> Iterator[Rows] | None:
+    """Return the rows of a file as other commands read them; None of running text, by the file's form."""
+    name = path.name.lower()
+    if is_squad(path):
+        return _rows(_source(path, read_squad(path)), _QUESTIONS)
+    if _is_tagged(path, tags):
+        return _rows(_source(path, read_conll(path, columns[0] if columns else None)), ["words"])
+    if not name.endswith(ENDINGS):
+        if columns and len(columns) > 1 and {".json", ".jsonl"} & {*Path(name).suffixes}:
+            raise InputError(
+                f"{path} is read by one text column, got {listed(columns)}: save it as .jsonl.gz"
+            )
+        return None
+    delimited = name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    if not (delimited or columns or kind in PER_TOKEN):
+        return None
+    table = open_source(path)
+    if columns is None:
+        words = find_word_columns(table.schema, None, None)
+        questions = find_question_columns(table.schema.names, None, None)
+        columns = words[:1] if words else questions[:2] if questions else None
+    return _rows(table, columns) if delimited or columns else None
+
+
+def _is_tagged(path: Path, tags: Sequence[str]) -> bool:
+    """Return whether a file is of words and tags: by its ending; .txt and .tsv, by their first lines.
+
+    These have as many columns a line, one of them of entity tags or of the tags that a model knows.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    if not name.endswith((".txt", ".tsv")):
+        return is_conll(path)
+    try:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+            head = file.read(1 << 16).decode("utf-8-sig", "replace")
+    except (OSError, EOFError, zlib.error):  # said by whoever reads the file
+        return False
+    lines = [line for line in head.split("\n")[:_HEAD] if line.strip() and line[0] != "#"]
+    rows = [line.split("\t" if "\t" in line else None) for line in lines if "-DOCSTART-" not in line]
+    rows = rows[is_header(rows[0]) :] if rows else []
+    if len({len(cells) for cells in rows}) != 1:
+        return False
+    columns = [{cell.strip() for cell in column} for column in zip(*rows, strict=True)]
+    return any(are_entity_tags(column) or column <= {*tags} for column in columns[1:])
+
+
+def _source(path: Path, table: pa.Table) -> Source:
+    return Source(str(path), str(path), table.schema, lambda rows: [table])
+
+
+def _rows(source: Source, given: Sequence[str] | None) -> Iterator[Rows]:
+    """Read the text columns of a table in pieces; lists of words are joined by spaces."""
+    columns, _ = find_texts(source, given)
+    first = 0
+    for part in source.tables():
+        cells = [_texts(part, column, source.origin, first) for column in columns]
+        first += part.num_rows
+        yield cells[0], cells[1] if len(cells) > 1 else None
+
+
+def _texts(table: pa.Table, column: str, origin: str, first: int) -> list[str]:
+    if is_list(table.schema.field(column).type):
+        return [" ".join(str(word) for word in words or () if word) for words in table[column].to_pylist()]
+    return read_texts(table, column, origin, first).to_pylist()
+
+
+def _sample(rows: Iterable[Rows], seed: int) -> list[tuple[str, str | None]]:
+    """Draw rows at random, all alike, in random order (a reservoir)."""
     drawn: list[tuple[str, str | None]] = []
-    generator, seen = random.Random(arguments.seed), 0
-    for texts, pairs in _read(arguments):
+    generator, seen = random.Random(seed), 0
+    for texts, pairs in rows:
         for row in zip(texts, pairs or repeat(None), strict=False):
             seen += 1
             if len(drawn) < _SAMPLE:
@@ -263,22 +370,3 @@ def _score(arguments: PruneArguments, folder: str) -> dict[str, float]:
             stride=arguments.stride,
         )
     )
-
-
-def _record(pruned: Pruned, arguments: PruneArguments, data: TaskData | None) -> dict[str, Any]:
-    result = pruned.result
-    packages = ("tinybert", "torch", "transformers")
-    return {
-        "command": sys.argv,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(result.figures[-1].seconds or 0.0, 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "arguments": asdict(arguments),
-        "origins": origins(asdict(arguments)),
-        "training": {},
-        "data": {} if data is None else provenance(eval=data),
-        "metric": result.metric,
-        "models": [asdict(figures) for figures in result.figures],
-        "stages": {},
-        "removed": pruned.removed,
-    }

@@ -187,6 +187,30 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
             os.replace(path, target / path.name)
 
 
+def run_record(
+    arguments: Any, result: Result, seconds: float, data: dict[str, dict[str, str]], **more: Any
+) -> dict[str, Any]:
+    """Return what run.json says of a run: how, when and with what it was made, and its figures.
+
+    ``training`` and ``stages`` are empty unless ``more`` has them.
+    """
+    record: dict[str, Any] = {
+        "command": without_secrets(sys.argv),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _RECORDED_PACKAGES},
+        "arguments": asdict(arguments),
+        "origins": origins(asdict(arguments)),
+        "training": {},
+        "data": data,
+        "metric": result.metric,
+        "models": [asdict(figures) for figures in result.figures],
+        "stages": {},
+    }
+    return record | more
+
+
 def file_size(model: PreTrainedModel) -> int:
     """Return the bytes of a model's tensors as they stand in memory: its file's size but for a header."""
     # A masked-LM head shares the embeddings, which are written once.
@@ -357,7 +381,8 @@ class Run:
     ) -> Result:
         """Publish the model folder and run.json, drop the checkpoints, and return the result."""
         result = Result(self.folder, metric, figures)
-        record = self._record(result, data)
+        more = {"training": self.config.to_sanitized_dict(), "stages": self.stages}
+        record = run_record(self.arguments, result, self.seconds(), data, **more)
         lines = with_retention(model_lines(record), metric)
         card = model_card(record, lines, self.folder.resolve().name, type(model).__name__)
 
@@ -370,20 +395,5 @@ class Run:
         if self.is_main:
             write_whole(self.folder, write)
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        PartialState().wait_for_everyone()  # the folder is there for whoever goes on from it
         return result
-
-    def _record(self, result: Result, data: dict[str, dict[str, str]]) -> dict[str, Any]:
-        return {
-            "command": without_secrets(sys.argv),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(self.seconds(), 1),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in _RECORDED_PACKAGES},
-            "arguments": asdict(self.arguments),
-            "origins": origins(asdict(self.arguments)),
-            "training": self.config.to_sanitized_dict(),
-            "data": data,
-            "metric": result.metric,
-            "models": [asdict(figures) for figures in result.figures],
-            "stages": self.stages,
-        }

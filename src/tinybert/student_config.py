@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import BertConfig, PreTrainedConfig
 
 from tinybert import models
+from tinybert.anatomy import feed_forward_name
 from tinybert.errors import InputError
 
 
@@ -26,10 +27,6 @@ class StudentSize:
     heads: int | None = None
 
 
-def _feed_forward_name(config: PreTrainedConfig) -> str:
-    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
-
-
 def _asked_sizes(teacher_config: PreTrainedConfig, size: StudentSize) -> dict[str, int]:
     """Return the student's sizes by the names in its teacher's configuration.
 
@@ -40,7 +37,7 @@ def _asked_sizes(teacher_config: PreTrainedConfig, size: StudentSize) -> dict[st
     asked = {
         "num_hidden_layers": size.layers,
         "hidden_size": size.hidden_size,
-        _feed_forward_name(teacher_config): size.intermediate_size,
+        feed_forward_name(teacher_config): size.intermediate_size,
         "num_attention_heads": heads,
     }
     options = ("layers", "hidden_size", "intermediate_size", "heads")

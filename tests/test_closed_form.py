@@ -392,6 +392,22 @@ def test_ridge_equals_the_normal_equations() -> None:
     assert moments.error(got) == pytest.approx(error.item(), abs=1e-9)
 
 
+def test_fewer_rows_than_features_are_fitted_too() -> None:
+    """Twenty sentences are what somebody tries first; in float32 their Gram matrix is not quite positive."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(48, 320, generator=generator) + 1
+    targets = features @ torch.randn(320, 4, generator=generator)
+    moments = Moments()
+    moments.add(features, targets, torch.ones(48))
+    scale = 1e-6 * moments.gram.diagonal().mean() * torch.eye(321, dtype=torch.float64)
+    assert torch.linalg.eigvalsh(moments.gram + scale).min() < 0  # else this test could not fail
+    got = moments.ridge(torch.zeros(321, 4, dtype=torch.float64), 1e-6)
+    assert moments.error(got) < 1e-3
+    moments.gram[0, 0] = torch.nan
+    with pytest.raises(InputError, match="are no numbers"):
+        moments.ridge(torch.zeros(321, 4, dtype=torch.float64), 1e-6)
+
+
 @pytest.mark.parametrize("count", [5, 256, 600])
 def test_moments_are_sums_of_products(count: int) -> None:
     """Also where a Gram matrix is put together from blocks, of which half are mirrored."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinybert.errors import InputError
+
 _BLOCK = 256  # columns: nearly half of the work of a Gram matrix of a thousand and more is left out
 
 
@@ -53,9 +55,19 @@ class Moments:
         """Return argmin_W |f W - t|^2 + strength * mean(diag f'f) * |W - prior|^2, (d + 1, k).
 
         Shrinking towards a prior instead of zero costs nothing where the prior is already right.
+
+        Raises:
+            InputError: A sum is no number.
         """
         scale = strength * self.gram.diagonal().mean().clamp_min(1e-30)
-        factor = torch.linalg.cholesky(self.gram + scale * torch.eye(len(self.gram), dtype=torch.float64))
+        eye = torch.eye(len(self.gram), dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(self.gram + scale * eye)
+        while failed and scale.isfinite():
+            # Of fewer rows than features float32 leaves eigenvalues a little below zero.
+            scale = 100 * scale
+            factor, failed = torch.linalg.cholesky_ex(self.gram + scale * eye)
+        if failed:
+            raise InputError("states on the calibration text are no numbers: a model's weights are damaged")
         return prior + torch.cholesky_solve(self.cross[:, columns] - self.gram @ prior, factor)
 
     def error(self, weights: Tensor, columns: slice = slice(None)) -> float:

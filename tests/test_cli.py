@@ -1,5 +1,6 @@
 """The command line: what it runs, and that bad input is one line, status 2 and no output folder."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from transformers import BertForMaskedLM, BertModel, BertTokenizerFast, PreTrainedModel
 
 from conftest import PIECES, QUICK, write_csv
+from tinybert import cli
 from tinybert.cli import main
 from tinybert.errors import InputError
 from tinybert.run_directory import Result
@@ -412,6 +414,14 @@ def test_bad_config_files_are_one_line_and_status_2(
     check_one_line(capsys, message)
 
 
+def test_a_mapping_in_a_config_file_is_read_as_one(tmp_path: Path) -> None:
+    """It came as Python writes it, which is no JSON."""
+    path = tmp_path / "run.yaml"
+    path.write_text("output_dir: out\nlr_scheduler_kwargs:\n  num_cycles: 2\n  name: it's\n")
+    (config,) = cli._parse("finetune", ["--config", str(path)], TrainingConfig)
+    assert config.lr_scheduler_kwargs == {"num_cycles": 2, "name": "it's"}
+
+
 def test_commands_run_from_a_config_file_and_options_win(
     workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -511,3 +521,29 @@ def test_a_mistyped_or_missing_command_is_one_line(
     """A newcomer's first slip must not answer with a page."""
     assert main(arguments) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_one_of_several_processes_speaks(
+    taught: Result, toy: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight GPUs would print eight tables."""
+    words = ["evaluate", "--model", str(taught.output_dir), "--data", toy["eval"], "--max_length", "16"]
+    monkeypatch.setenv("RANK", "1")
+    assert (main(words), capsys.readouterr().out) == (0, "")
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_file_that_may_not_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A colleague's run, opened for a report: no traceback says so."""
+
+    def refuse(options: list[str]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/theirs/report.html")
+
+    monkeypatch.setitem(cli.COMMANDS, "report", refuse)
+    assert main(["report"]) == 2
+    said = capsys.readouterr().err
+    assert said == "tinybert: error: /theirs/report.html may not be read or written: Permission denied\n"

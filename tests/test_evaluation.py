@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
 
+from conftest import run_processes
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.evaluation import chance_level, metrics_for_trainer, predict_logits, score
 
@@ -85,3 +86,44 @@ def test_the_chance_level_of_several_labels_is_the_best_constant_answer(data: Ta
         for answer in itertools.product([False, True], repeat=4)
     )
     assert chance_level(several) == ("f1_micro", pytest.approx(best))
+
+
+_SHARED_OUT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import conftest
+import datasets
+import numpy as np
+from accelerate import PartialState
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from tinybert import evaluation
+
+folder, state = Path(sys.argv[2]), PartialState(cpu=True)
+tokenizer = BertTokenizerFast(vocab={piece: place for place, piece in enumerate(conftest.PIECES)})
+model = conftest.randomise(BertForSequenceClassification(BertConfig(**conftest._SHARED, hidden_size=32,
+    num_hidden_layers=1, intermediate_size=40)))
+encoded = dict(tokenizer([" ".join(conftest.FILLERS[:count]) for count in (3, 1, 7, 2, 9)]))
+encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+rows, answered = datasets.Dataset.from_dict(encoded), []
+alone = evaluation.predict_logits(model, rows, tokenizer)
+predict = evaluation.predict_logits
+
+def watched(model, rows, *others, **options):
+    answered.append(len(rows))
+    return predict(model, rows, *others, **options)
+
+evaluation.predict_logits = watched
+for _ in range(2):  # the second time from the file
+    found = evaluation.cached_logits(model, rows, tokenizer, folder / "kept")
+    assert np.abs(found - alone).max() < 1e-5
+assert answered == [[2, 3][state.process_index]], answered
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_teachers_work(tmp_path: Path) -> None:
+    """On eight GPUs the teacher would else answer every row eight times."""
+    script = tmp_path / "share.py"
+    script.write_text(_SHARED_OUT)
+    run_processes(2, script, tmp_path)

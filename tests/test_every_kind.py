@@ -120,8 +120,8 @@ def test_a_kind_of_task_goes_from_teacher_to_benchmark(
         figures, abs=1e-4
     )
     shown = f"{100 * figures[metric]:.2f}"
-    gate = ["--check", rows["eval"], *how, "--max_drop", "100"]
-    said = cli("export", "--model", student, "--int8", *gate)
+    check = ["--check", rows["eval"], *how]
+    said = cli("export", "--model", student, "--int8", *check, "--max_drop", "100")
     assert re.search(rf"model\.onnx +{re.escape(shown)}", said)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(text for text, _ in toy_rows(20)))
@@ -135,7 +135,7 @@ def test_a_kind_of_task_goes_from_teacher_to_benchmark(
     cli(*shlex.split(following[1]), *more, *forced)
     before, after = json.loads((pruned / "run.json").read_text())["models"]
     assert before["metrics"] == pytest.approx(figures)
-    cli("export", "--model", pruned, *gate)
+    cli("export", "--model", pruned, *check)
     speed = tmp_path / "speed.json"
     measured = ["--batch_size", 1, "--length", 4, 8, "--rounds", 1, "--memory", "false", "--json", speed]
     said = cli("benchmark", "--models", teacher, student, pruned, *measured)

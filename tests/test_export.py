@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 import transformers
 from onnx import numpy_helper
-from transformers import BertTokenizerFast, MPNetConfig, PreTrainedModel
+from transformers import AlbertConfig, BertTokenizerFast, MPNetConfig, PreTrainedModel
 
 from conftest import PIECES, randomise
 from tinybert import export, quantize
@@ -27,15 +28,18 @@ from tinybert.stages import EvaluateArguments, evaluate
 Save = Callable[[PreTrainedModel, Path], Path]
 
 
+OTHERS = {"mpnet": MPNetConfig, "albert": AlbertConfig}
+
+
 @pytest.fixture
 def with_head(tiny_encoder: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:
     """``with_head(family, head)``: a random model with an Auto class's head, such as ``ForMaskedLM``."""
 
     def make(family: str, head: str, **options: Any) -> PreTrainedModel:
-        if family == "mpnet":
+        if family in OTHERS:
             sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40}
             sizes |= {"num_attention_heads": 4, "max_position_embeddings": 66, "vocab_size": len(PIECES)}
-            config = MPNetConfig(**sizes, **options)
+            config = OTHERS[family](**sizes, **options)
         else:
             config = tiny_encoder(family, **options).config
         return randomise(getattr(transformers, f"AutoModel{head}").from_config(config), seed=1)
@@ -98,6 +102,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("distilbert", "ForQuestionAnswering"),
         ("mpnet", "ForSequenceClassification"),
         ("mpnet", "ForTokenClassification"),
+        ("albert", "ForSequenceClassification"),
     ],
 )
 def test_a_file_answers_as_pytorch_does_at_any_size_and_padding(
@@ -190,6 +195,22 @@ def test_int8_is_smaller_and_scored(
     assert sizes["model_quantized.onnx"] < sizes["model.onnx"]
     nodes = {node.op_type for node in onnx.load(teacher / "onnx" / "model_quantized.onnx").graph.node}
     assert "MatMulInteger" in nodes
+
+
+def test_a_layer_that_runs_several_times_is_quantised_at_each(
+    with_head: Callable[..., PreTrainedModel], save_model: Save, tmp_path: Path
+) -> None:
+    """Its weights reach all runs but the first through copies, which the quantiser takes for no weights."""
+    model = with_head("albert", "ForSequenceClassification")
+    exported = to_onnx(ExportArguments(str(save_model(model, tmp_path / "model")), int8=True))
+    counts = []
+    for name in ("model.onnx", "model_quantized.onnx"):
+        graph = onnx.load(exported.folder / name).graph
+        weights = {entry.name for entry in graph.initializer}
+        counts.append(Counter(node.op_type for node in graph.node if weights & set(node.input)))
+    products = counts[0]["MatMul"] + counts[0]["Gemm"]
+    assert counts[1]["MatMulInteger"] == products >= model.config.num_hidden_layers * 6
+    assert counts[1]["MatMul"] == 0
 
 
 def test_int8_without_rows_says_that_it_is_not_measured(
@@ -320,6 +341,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a file": ({"model": "{t}/config.json"}, "config.json is a file"),
     "drop": ({"max_drop": -1}, "--max_drop is -1.0: expected points from 0 to 100"),
     "drop, nan": ({"max_drop": "nan"}, "--max_drop is nan: expected"),
+    "drop, nothing to check": ({"max_drop": 1, "int8": True}, "--max_drop is for --int8 with --check"),
     "columns": ({"label_column": "label"}, "--label_column is about the rows of --check"),
     "length, no rows": ({"max_length": 16}, "--max_length is about the rows of --check"),
     "range": ({"reduce_range": "true"}, "--reduce_range is for --int8"),

@@ -393,6 +393,7 @@ def test_epochs_are_passes_over_the_corpus(text: Path, start_folder: Path, tmp_p
         ({"mask_probability": 1.5}, "above 0 and below 1, got 1.5"),
         ({"shuffle_buffer": 0}, "--shuffle_buffer must be 1 or more, got 0"),
         ({"eval_blocks": 0}, "--eval_blocks must be 1 or more, got 0"),
+        ({"eval_blocks": 9}, "--eval_blocks has no meaning without --eval_corpus"),
         ({"tokens_per_batch": 512}, "--tokens_per_batch has no meaning"),
         ({"objective": "distilbert", "hidden_weight": 0.0}, "--hidden_weight has no meaning"),
         ({"save_strategy": "epoch"}, "--save_strategy has no meaning in general distillation"),
@@ -410,6 +411,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     with pytest.raises(InputError, match=words) as caught:
         distil(text, start_folder, tmp_path / "run", **options)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(text: Path, start_folder: Path, tmp_path: Path) -> None:
+    """Its pieces have no embedding: an index out of range, on a GPU an assertion that names nothing."""
+    folder = Path(shutil.copytree(start_folder, tmp_path / "teacher"))
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"teacher makes piece 25, and the model knows 25 only"):
+        distil(text, folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

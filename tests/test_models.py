@@ -20,10 +20,13 @@ from transformers import (
     BertForSequenceClassification,
     BertTokenizerFast,
     MPNetConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    T5Config,
     XLMRobertaConfig,
+    XLNetConfig,
 )
 
 from conftest import PIECES, make_masked_lm, randomise
@@ -40,7 +43,6 @@ from tinybert.models import (
     positions_of,
     read_projections,
     task_of,
-    vocabulary_difference,
 )
 from tinybert.objective import DistillationLoss
 
@@ -351,18 +353,6 @@ def test_a_damaged_tokenizer_is_refused(classifier_folder: Path) -> None:
         open_tokenizer(str(classifier_folder))
 
 
-def test_vocabularies_are_compared_piece_by_piece(tokenizer: BertTokenizerFast) -> None:
-    """States are compared token by token: as many pieces, but other ones, are other tokens."""
-    vocabulary = tokenizer.get_vocab()
-    assert vocabulary_difference(tokenizer, BertTokenizerFast(vocab=dict(vocabulary))) is None
-    swapped = dict(vocabulary) | {"good": vocabulary["bad"], "bad": vocabulary["good"]}
-    assert vocabulary_difference(BertTokenizerFast(vocab=swapped), tokenizer) == (
-        "different vocabularies (25 and 25 pieces; 'bad' is 5 and 9)"
-    )
-    longer = BertTokenizerFast(vocab=dict(vocabulary) | {"zebra": len(vocabulary)})
-    assert "'zebra' is 25 and None" in str(vocabulary_difference(longer, tokenizer))
-
-
 def test_opening_leaves_the_folder_as_it_is(classifier_folder: Path, tmp_path: Path) -> None:
     """A teacher's folder may be read-only, or somebody else's."""
     shutil.copytree(classifier_folder, tmp_path / "before")
@@ -576,6 +566,21 @@ def test_the_longest_input_is_one_that_the_model_takes(build: type, pad: int) ->
     model(torch.full((1, longest), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, longest + 1), 5))
+
+
+@pytest.mark.parametrize("config", [T5Config(), XLNetConfig()], ids=["t5", "xlnet"])
+def test_models_without_a_table_of_positions_are_refused(config: PreTrainedConfig) -> None:
+    """Their longest input is in no field, or -1 is."""
+    with pytest.raises(InputError, match=f"{config.model_type} has no table of positions"):
+        positions_of(config)
+
+
+def test_classes_that_are_not_counted_from_0_are_refused(classifier_folder: Path) -> None:
+    """Stars from 1 to 5, numbered so by hand: which logit is meant is anybody's guess."""
+    change_config(classifier_folder, id2label={"1": "one star", "2": "two stars"})
+    model = open_classifier(str(classifier_folder))
+    with pytest.raises(InputError, match=r"id2label of config.json numbers \[1, 2\], expected 0 to 1"):
+        task_of(model)
 
 
 def test_a_model_is_opened_whole_with_the_head_it_has(

@@ -512,6 +512,37 @@ def test_rows_that_are_in_both_are_counted_by_all_of_their_texts(
     assert shared_rows(Dataset.from_dict(train), Dataset.from_dict(held_out)) == shared
 
 
+def test_eval_rows_are_pairs_where_the_training_rows_are(tmp_path: Path) -> None:
+    """A column too many in one of the files: the checkpoint would be chosen by other questions."""
+    (tmp_path / "single.csv").write_text("text,label\ngood,a\nbad,b\n")
+    (tmp_path / "pairs.csv").write_text("text,text_pair,label\ngood,bad,a\nbad,good,b\n")
+    for train, held_out, said in (("single", "pairs", "single texts"), ("pairs", "single", "pairs of texts")):
+        with pytest.raises(InputError, match=rf"{train}.csv has {said} and .*{held_out}.csv"):
+            load_rows(DataArguments(str(tmp_path / f"{train}.csv"), str(tmp_path / f"{held_out}.csv")))
+
+
+def test_a_model_is_not_scored_with_another_models_tokenizer(
+    tmp_path: Path, toy: Toy, taught: Result
+) -> None:
+    """An index out of range names neither the tokenizer nor the word."""
+    folder = Path(shutil.copytree(taught.output_dir, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (tmp_path / "rows.csv").write_text("text,label\nzebra,positive\n")
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"makes the id \d+, and the model has \d+ embeddings"):
+        evaluate(EvaluateArguments(str(folder), str(tmp_path / "rows.csv"), max_length=16))
+
+
+def test_a_stride_is_for_windows_and_questions_alone_have_them(toy: Toy, taught: Result) -> None:
+    """Long texts of other tasks are cut: whoever asks for windows must not think he has them."""
+    said = "--stride has no meaning where the task is classification"
+    with pytest.raises(InputError, match=said):
+        load_rows(DataArguments(toy["train"], toy["eval"], stride=64))
+    with pytest.raises(InputError, match=said):
+        evaluate(EvaluateArguments(str(taught.output_dir), toy["eval"], stride=64))
+
+
 def test_rows_of_one_class_tell_nothing_of_a_teacher(tmp_path: Path, toy: Toy, taught: Result) -> None:
     """The order of its labels is not to blame."""
     rows = Path(toy["eval"]).read_text(encoding="utf-8").splitlines(keepends=True)

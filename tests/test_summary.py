@@ -126,14 +126,13 @@ def test_the_verdict_says_what_was_kept_and_how_sure_that_is() -> None:
     assert "chose the checkpoint" in third
     solved = changed(stages={"closed_form": {"seconds": 9.0}})
     assert not any("checkpoint" in sentence for sentence in verdict(solved, lines_of(solved)))
-    paired = verdict(RECORD, lines_of(RECORD), error_of_difference=0.006)[1]
+    paired = verdict(changed(error_of_difference=0.006), lines_of(RECORD))[1]
     assert paired == (
         "On these 1,000 eval rows one standard error of the difference is 0.6 points: a difference of 0.9 "
         "points may well be chance."
     )
-    assert verdict(RECORD, lines_of(RECORD), error_of_difference=0.002)[1].endswith(
-        "0.9 points is more than chance."
-    )
+    surer = verdict(changed(error_of_difference=0.002), lines_of(RECORD))[1]
+    assert surer.endswith("0.9 points is more than chance.")
 
 
 def test_a_student_that_is_not_smaller_or_not_faster_is_not_said_to_be() -> None:

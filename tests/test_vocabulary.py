@@ -24,6 +24,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertTokenizer,
+    BertTokenizerFast,
     MPNetConfig,
     MPNetForSequenceClassification,
     PreTrainedModel,
@@ -39,7 +40,13 @@ from transformers import (
 
 from conftest import PIECES, randomise
 from tinybert.errors import InputError
-from tinybert.vocabulary import Cut, cut_embeddings, cut_vocabulary, write_vocabulary
+from tinybert.vocabulary import (
+    Cut,
+    cut_embeddings,
+    cut_vocabulary,
+    vocabulary_difference,
+    write_vocabulary,
+)
 
 ROOT = Path(__file__).parent.parent
 PROSE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -291,3 +298,15 @@ def test_a_cut_that_changes_what_the_model_computes_is_noticed() -> None:
     model, _ = whole("roberta")
     with pytest.raises(InputError, match="computes something else once its vocabulary is cut"):
         cut_embeddings(model, np.array([0, 2, 3, 1, 4, 5, 6]))
+
+
+def test_vocabularies_are_compared_piece_by_piece(tokenizer: BertTokenizerFast) -> None:
+    """States are compared token by token: as many pieces, but other ones, are other tokens."""
+    vocabulary = tokenizer.get_vocab()
+    assert vocabulary_difference(tokenizer, BertTokenizerFast(vocab=dict(vocabulary))) is None
+    swapped = dict(vocabulary) | {"good": vocabulary["bad"], "bad": vocabulary["good"]}
+    assert vocabulary_difference(BertTokenizerFast(vocab=swapped), tokenizer) == (
+        "different vocabularies (25 and 25 pieces; 'bad' is 5 and 9)"
+    )
+    longer = BertTokenizerFast(vocab=dict(vocabulary) | {"zebra": len(vocabulary)})
+    assert "'zebra' is 25 and None" in str(vocabulary_difference(longer, tokenizer))

@@ -79,8 +79,9 @@ class _Entry:
 def measure(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Measure models on backends, in turn within each round, so that a busy machine slows all of them alike.
 
-    Texts are random pieces without padding. The order within a round is drawn anew each time; each turn
-    starts with a call that is not counted, as the turn before has filled the caches with another model.
+    Texts are random pieces without padding. The order within a round is drawn anew each time; each turn of a
+    model that answers fast starts with a call that is not counted, as the turn before has filled the caches
+    with another model.
 
     Returns:
         ``machine`` (cpu, cores, threads, versions), ``rows`` (a model on a backend each: ``model``,

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinybert.errors import InputError, Rejected, Stopped, one_line
 
@@ -41,11 +42,17 @@ _GOES_ON = dict.fromkeys(
 )
 
 
+def _say(text: object, *, file: TextIO | None = None) -> None:
+    """Print, in one of several processes (torchrun's, accelerate's) only: all come to the same."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=file, flush=True)
+
+
 class _Speaker(logging.Handler):
     """Prints what the library has to say while it works; results alone go to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        _say(self.format(record), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,11 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"tinybert: error: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(
+            f"tinybert: error: {error.filename} may not be read or written: {error.strerror}", file=sys.stderr
+        )
+        return 2
     except Rejected as verdict:
         print(f"tinybert: {verdict}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(f"tinybert: {stop}", file=sys.stderr)
+        _say(f"tinybert: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"tinybert: interrupted{_GOES_ON.get(words[0], '')}", file=sys.stderr)
         return 130
@@ -165,7 +177,10 @@ def _options_of_file(path: Path) -> list[str]:
     for name, value in content.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            options += [f"--{name}", *(str(entry) for entry in values)]
+            texts = (
+                json.dumps(entry, default=str) if isinstance(entry, dict) else str(entry) for entry in values
+            )
+            options += [f"--{name}", *texts]
     return options
 
 
@@ -176,11 +191,11 @@ def _finetune(options: list[str]) -> None:
 
     arguments, config, wish = _parse("finetune", options, FinetuneArguments, TrainingConfig, DryRun)
     if wish.dry_run:
-        print(preflight_finetune(arguments, config).text())
+        _say(preflight_finetune(arguments, config).text())
         return
     with redirect_stdout(sys.stderr):  # where transformers prints its log
         result = finetune(arguments, config)
-    print(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")
+    _say(f"\n{result.table()}\n\nNext: tinybert distill --teacher {result.output_dir} ...")
 
 
 def _distill(options: list[str]) -> None:
@@ -201,14 +216,14 @@ def _distill(options: list[str]) -> None:
             refuse_of_one_stage(name)
     arguments, config, wish = _parse("distill", words, DistillArguments, DistillationConfig, DryRun)
     if wish.dry_run:
-        print(preflight_distill(arguments, config).text())
+        _say(preflight_distill(arguments, config).text())
         return
     with redirect_stdout(sys.stderr):
         result = distill_task(arguments, config)
     tables = "\n\n".join(filter(None, [result.table(), result.files]))
-    print(f"\n{tables}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
+    _say(f"\n{tables}\n\n{result.output_dir} holds the student, a plain transformers model folder.")
     if (result.output_dir / "report.html").is_file():
-        print(f"What it kept: {result.output_dir / 'report.html'}")
+        _say(f"What it kept: {result.output_dir / 'report.html'}")
 
 
 def _general(options: list[str]) -> None:
@@ -223,13 +238,13 @@ def _general(options: list[str]) -> None:
 
     arguments, config, wish = _parse("general", options, GeneralArguments, GeneralConfig, DryRun)
     if wish.dry_run:
-        print(preflight_general(arguments, config).text())
+        _say(preflight_general(arguments, config).text())
         return
     with redirect_stdout(sys.stderr):
         result = distill_general(arguments, config)
     layers = layer_table(result)  # nothing without held-out text
-    print(f"\n{result.table()}\n" + (f"\n{layers}\n" if layers else ""))
-    print(f"Next: tinybert distill --student {result.output_dir} ...")
+    _say(f"\n{result.table()}\n" + (f"\n{layers}\n" if layers else ""))
+    _say(f"Next: tinybert distill --student {result.output_dir} ...")
 
 
 def _evaluate(options: list[str]) -> None:
@@ -239,20 +254,16 @@ def _evaluate(options: list[str]) -> None:
     with redirect_stdout(sys.stderr):
         scores = evaluate(arguments)
     for name, value in scores.items():
-        print(f"{name:18}{value:9.4f}")
+        _say(f"{name:18}{value:9.4f}")
 
 
 def _augment(options: list[str]) -> None:
-    from accelerate import PartialState
-
     from tinybert.augment_files import AugmentArguments, augment_file
 
     (arguments,) = _parse("augment", options, AugmentArguments)
     made = augment_file(arguments)
-    if not PartialState().is_main_process:
-        return
-    print(f"{made.output}: {made.rows:,} rows and {made.copies:,} copies of them, {made.seconds:.0f} s")
-    print(f"Next: tinybert distill --augmented {made.output} ...")
+    _say(f"{made.output}: {made.rows:,} rows and {made.copies:,} copies of them, {made.seconds:.0f} s")
+    _say(f"Next: tinybert distill --augmented {made.output} ...")
 
 
 def _report(options: list[str]) -> None:
@@ -261,7 +272,7 @@ def _report(options: list[str]) -> None:
     if options and not options[0].startswith("-"):
         options = ["--run", *options]
     (arguments,) = _parse("report", options, ReportArguments)
-    print(report(arguments))
+    _say(report(arguments))
 
 
 def _prune(options: list[str]) -> None:
@@ -269,8 +280,8 @@ def _prune(options: list[str]) -> None:
 
     (arguments,) = _parse("prune", options, PruneArguments)
     pruned = prune(arguments)
-    print(f"\n{pruned.table()}\n\n{pruned.result.output_dir} holds the model, a plain transformers folder.")
-    print(f"Next: tinybert {pruned.recovery} ...")
+    _say(f"\n{pruned.table()}\n\n{pruned.result.output_dir} holds the model, a plain transformers folder.")
+    _say(f"Next: tinybert {pruned.recovery} ...")
 
 
 def _export(options: list[str]) -> None:
@@ -278,21 +289,21 @@ def _export(options: list[str]) -> None:
 
     (arguments,) = _parse("export", options, ExportArguments)
     exported = to_onnx(arguments)
-    print(f"{exported.table()}\n\nNext: tinybert benchmark --models {exported.folder.parent}")
+    _say(f"{exported.table()}\n\nNext: tinybert benchmark --models {exported.folder.parent}")
 
 
 def _benchmark(options: list[str]) -> None:
     from tinybert.benchmark import BenchmarkArguments, measure, table
 
     (arguments,) = _parse("benchmark", options, BenchmarkArguments)
-    print(table(measure(arguments)))
+    _say(table(measure(arguments)))
 
 
 def _quickstart(options: list[str]) -> None:
     from tinybert.quickstart import QuickstartArguments, quickstart
 
     (arguments,) = _parse("quickstart", options, QuickstartArguments)
-    print(quickstart(arguments))
+    _say(quickstart(arguments))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the code is wrong"."""
+"""What ends a command other than success: bad input, a stop, a bar that was not reached; none is a bug."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields

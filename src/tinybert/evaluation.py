@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax
 from torch.utils.data import DataLoader
@@ -136,13 +137,19 @@ def cached_logits(
 
     The file is named after everything the logits depend on: the weights and the configuration, the
     tokens, the precision. A changed teacher never meets stale logits; an unchanged one is not run again.
+    Each of several processes answers its share of the rows, and gets the answers of all.
     """
     path = folder / f"{_fingerprint(rows, model, bf16)}.npy"
-    if path.is_file():
+    if all(gather_object([path.is_file()])):  # nodes need not share a disk
         return np.load(path, allow_pickle=False)
-    logits = predict_logits(
-        model, rows, tokenizer, batch_size=batch_size, bf16=bf16, description="Teacher logits"
-    )
+    processes, rank = PartialState().num_processes, PartialState().process_index
+    bounds = [len(rows) * place // processes for place in range(processes + 1)]
+    share = rows.select(range(bounds[rank], bounds[rank + 1]))
+    found = []
+    if len(share):
+        name = "Teacher logits"
+        found = [predict_logits(model, share, tokenizer, batch_size=batch_size, bf16=bf16, description=name)]
+    logits = np.concatenate(gather_object(found))
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as file:

@@ -6,6 +6,8 @@ The files lie where ONNX Runtime's users, Optimum and transformers.js look for t
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tinybert.onnx_graph import export_graph, made_batches, outputs_of
 from tinybert.quantize import needs_reduced_range, quantize
 from tinybert.rows import MAX_LENGTH_HELP, STRIDE_HELP, row_length, rows_to_score
 from tinybert.sessions import FOLDER, FP32, INT8, Run, open_session, runner, session_logits
+from tinybert.vocabulary import check_pieces
 
 TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of any output; of the largest where that is above 1
 _CHECKED_ROWS = 64
@@ -43,8 +46,11 @@ class ExportArguments:
     check: str | None = field(
         default=None, metadata={"help": "Labelled rows that both files are scored on: as for evaluate."}
     )
-    max_drop: float = field(
-        default=1.0, metadata={"help": "Points that 8-bit weights may cost on --check; more: exit status 1."}
+    max_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Points that 8-bit weights may cost on --check; more: exit status 1. 1 unless given."
+        },
     )
     reduce_range: bool | None = field(
         default=None,
@@ -62,8 +68,10 @@ class ExportArguments:
 
     def __post_init__(self) -> None:
         """Refuse what would silently do nothing."""
-        if not 0 <= self.max_drop <= 100:
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise InputError(f"--max_drop is {self.max_drop}: expected points from 0 to 100")
+        if self.max_drop is not None and not (self.int8 and self.check):
+            raise InputError("--max_drop is for --int8 with --check: add them or leave it out")
         if self.reduce_range is not None and not self.int8:
             raise InputError("--reduce_range is for --int8: add it or leave both out")
         unread = ("text_columns", "label_column", "label_columns", "max_length", "stride")
@@ -129,9 +137,7 @@ def to_onnx(arguments: ExportArguments) -> Exported:
     batches = made_batches(model, tokenizer)
     if rows is not None:
         batches += _real_batches(rows[1], tokenizer, list(batches[0]))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-        written = Path(temporary)
+    with _scratch(folder) as written:
         export_graph(model, batches[1], outputs, written / FP32)
         run = runner(open_session(written / FP32))
         difference = largest_difference(model, run, batches)
@@ -142,7 +148,7 @@ def to_onnx(arguments: ExportArguments) -> Exported:
             )
         scores = {} if rows is None else {"fp32": _score(run, rows, tokenizer)}
         reduced = needs_reduced_range() if arguments.reduce_range is None else arguments.reduce_range
-        drop = 0.0
+        drop, most = 0.0, 1.0 if arguments.max_drop is None else arguments.max_drop
         if arguments.int8:
             quantize(written / FP32, written / INT8, reduce_range=reduced)
             run = runner(open_session(written / INT8))
@@ -150,18 +156,18 @@ def to_onnx(arguments: ExportArguments) -> Exported:
             if rows is not None:
                 scores["int8"] = _score(run, rows, tokenizer)
                 drop = 100 * (scores["fp32"] - scores["int8"])
-        if drop > arguments.max_drop:
+        if drop > most:
             (written / INT8).unlink()
         if folder.resolve() != Path(arguments.model).resolve():
             model.config.save_pretrained(written)
             tokenizer.save_pretrained(written)
         sizes = _publish(written, folder)
     metric = None if rows is None else rows[0].metric
-    if drop > arguments.max_drop:
+    if drop > most:
         raise Rejected(
             f"8-bit weights cost {drop:.2f} points of {metric} on {arguments.check} "
             f"({100 * scores['fp32']:.2f} to {100 * scores['int8']:.2f}), more than --max_drop "
-            f"{arguments.max_drop:g}: only {folder / FOLDER / FP32} was kept"
+            f"{most:g}: only {folder / FOLDER / FP32} was kept"
         )
     return Exported(folder / FOLDER, sizes, difference, metric, scores, reduced)
 
@@ -191,17 +197,25 @@ def _output_folder(arguments: ExportArguments) -> Path:
     return folder
 
 
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside another, which is made for it and goes with it if it stays empty."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+            yield Path(temporary)
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _fitting_tokenizer(source: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer after checking that every piece it makes has an embedding."""
     tokenizer = models.open_tokenizer(
         source, kind=models.task_of(model)[0] if models.has_task(model) else None
     )
-    embeddings: Any = model.get_input_embeddings()
-    largest, pieces = max(tokenizer.get_vocab().values()), embeddings.num_embeddings
-    if largest >= pieces:
-        raise InputError(
-            f"the tokenizer of {source} makes piece {largest}, and the model knows {pieces} only"
-        )
+    check_pieces(source, tokenizer, model)
     return tokenizer
 
 

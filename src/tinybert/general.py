@@ -35,6 +35,7 @@ from tinybert.student import (
 )
 from tinybert.trainer import DistillationConfig
 from tinybert.training import StagePlan
+from tinybert.vocabulary import check_pieces
 
 STAGE = "general"
 
@@ -130,6 +131,7 @@ def _prepare(arguments: GeneralArguments, config: GeneralConfig) -> "_GeneralDis
     about_masks = arguments.objective == "distilbert"
     open_model = models.open_masked_lm if about_masks else models.open_encoder
     teacher, tokenizer = open_model(arguments.teacher), models.open_tokenizer(arguments.teacher)
+    check_pieces(arguments.teacher, tokenizer, teacher)
     corpus = open_corpus(arguments.corpus, text_column=arguments.text_column)
     strategy = config.mapping_strategy()
     tokenizer_of_student(arguments, tokenizer, compares_tokens=True)
@@ -145,6 +147,8 @@ def _check_read(arguments: GeneralArguments, config: GeneralConfig) -> None:
         unread += ["embedding_weight", "hidden_weight", "attention_weight", "layer_weights", "padding"]
         unread += ["relation_heads", "attention_compares"]
     refuse_given(config, unread, f"in general distillation with --objective {arguments.objective}")
+    if arguments.eval_corpus is None:
+        refuse_given(arguments, ["eval_blocks"], "without --eval_corpus")
 
 
 @dataclass(frozen=True)

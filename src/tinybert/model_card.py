@@ -169,10 +169,18 @@ def _metadata(record: Mapping[str, Any], lines: Sequence[Line], name: str, task:
         base_model=known.get("base_model"),
         datasets=[known["dataset"]] if "dataset" in known else None,
         metrics=[metric] if results else None,
-        tags=["tinybert", "pruning" if run_kind(record) == "prune" else "distillation"],
+        tags=["tinybert", *_way(record)],
         model_name=name,
         eval_results=results,
     ).to_yaml()
+
+
+def _way(record: Mapping[str, Any]) -> list[str]:
+    """Return what was done to the model as the Hub's users search for it; nothing of plain fine-tuning."""
+    kind = run_kind(record)
+    if kind == "finetune" or record["arguments"].get("baseline") == "finetune":
+        return []
+    return ["pruning" if kind == "prune" else "distillation"]
 
 
 def _file_name(record: Mapping[str, Any], part: str) -> str:
@@ -190,8 +198,9 @@ def _limits(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
         limits.append(
             f"It learned from {train}{count}: on text of another kind measure it before you trust it."
         )
-    if isinstance(arguments.get("max_length"), int):
-        limits.append(f"It was trained and scored on at most {arguments['max_length']} word pieces a row.")
+    done = "scored" if run_kind(record) == "prune" else "trained and scored"
+    if isinstance(arguments.get("max_length"), int) and record["metric"] is not None:
+        limits.append(f"It was {done} on at most {arguments['max_length']} word pieces a row.")
     if run_kind(record) == "distill" and arguments.get("baseline") != "finetune":
         limits.append("It imitates its teacher, the teacher's mistakes and biases included.")
     if run_kind(record) == "general":

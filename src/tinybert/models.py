@@ -363,14 +363,29 @@ def _read_weights(source: str, wanted: re.Pattern[str]) -> dict[str, Tensor]:
 
 
 def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return a model's class names in the order of its logits; empty for regression (one logit)."""
+    """Return a model's class names in the order of its logits; empty for regression (one logit).
+
+    Raises:
+        InputError: They are not numbered from 0 on.
+    """
     names: dict[int, str] = config.id2label  # type: ignore[assignment]
+    if set(names) != set(range(len(names))):
+        raise InputError(
+            f"the id2label of config.json numbers {sorted(names)}, expected 0 to {len(names) - 1}"
+        )
     return () if len(names) == 1 else tuple(str(names[index]) for index in range(len(names)))
 
 
 def positions_of(config: PreTrainedConfig) -> int:
-    """Return the longest input of a model, special pieces included."""
-    return int(config.max_position_embeddings) - first_position(config)
+    """Return the longest input of a model, special pieces included.
+
+    Raises:
+        InputError: It counts positions in another way than BERT-like encoders: T5, XLNet.
+    """
+    longest = int(getattr(config, "max_position_embeddings", None) or 0) - first_position(config)
+    if longest < 1:
+        raise InputError(f"{config.model_type} has no table of positions: a BERT-like encoder is expected")
+    return longest
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -380,18 +395,3 @@ def weights_digest(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def vocabulary_difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
-    """Say how the vocabularies of two tokenizers differ; None where every piece has the same id in both."""
-    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
-    if student_ids == teacher_ids:
-        return None
-    piece = min(
-        (piece for piece in student_ids | teacher_ids if student_ids.get(piece) != teacher_ids.get(piece)),
-        key=str,
-    )
-    return (
-        f"different vocabularies ({len(student_ids)} and {len(teacher_ids)} pieces; "
-        f"{piece!r} is {student_ids.get(piece)} and {teacher_ids.get(piece)})"
-    )

@@ -24,8 +24,8 @@ from tinybert.losses import (
     score_loss,
     soft_label_loss,
 )
+from tinybert.tasks import Kind
 
-Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
 Compared = Literal["scores", "probabilities"]
 
 

@@ -1,7 +1,7 @@
 """A model -> an ONNX graph: traced, named, its axes dynamic, shaped as ONNX Runtime is fast at."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,22 @@ def made_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return batches
 
 
+class _Named(nn.Module):
+    """A model that is given tensors by place, as a tracer does, and answers with those that are kept."""
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = FirstToken(model) if reads_first_token(model) else model
+        self.names, self.outputs = names, outputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        batch = dict(zip(self.names, inputs, strict=True))
+        if isinstance(self.model, FirstToken):
+            return (self.model(batch),)
+        answers = self.model(**batch)
+        return tuple(answers[name] for name in self.outputs)
+
+
 def export_graph(
     model: PreTrainedModel, example: Mapping[str, Tensor], outputs: tuple[str, ...], target: Path
 ) -> None:
@@ -72,7 +88,7 @@ def export_graph(
 
     Args:
         model: On the CPU.
-        example: A batch to trace with; its names are the inputs' names.
+        example: A batch to trace with, under the inputs' names.
         outputs: What to keep of what the model returns.
         target: The file.
 
@@ -84,19 +100,6 @@ def export_graph(
     except ImportError as error:
         raise InputError(MISSING) from error
     names = list(example)
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = FirstToken(model) if reads_first_token(model) else model
-
-        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-            batch = dict(zip(names, inputs, strict=True))
-            if isinstance(self.model, FirstToken):
-                return (self.model(batch),)
-            answers = self.model(**batch)
-            return tuple(answers[name] for name in outputs)
-
     per_token = not type(model).__name__.endswith(_ONE_ANSWER)
     axes = {name: {0: "batch", 1: "sequence"} for name in names}
     axes |= {name: {0: "batch", 1: "sequence"} if per_token else {0: "batch"} for name in outputs}
@@ -106,7 +109,7 @@ def export_graph(
         with evaluating(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, on what is the same for all batches
             torch.onnx.export(
-                Named().eval(),
+                _Named(model, names, outputs).eval(),
                 tuple(example.values()),
                 str(target),
                 input_names=names,
@@ -115,13 +118,37 @@ def export_graph(
                 opset_version=_OPSET,
                 dynamo=False,
             )
+        graph = onnx.load(target)
+        read_weights_themselves(graph)
+        keep_layer_norms(graph)
+        onnx.save(graph, target)
     except Exception as error:  # whatever a model does that cannot be traced
         raise InputError(f"cannot export {type(model).__name__} to ONNX: {one_line(error)}") from error
     finally:
         model.set_attn_implementation(before)
-    graph = onnx.load(target)
-    keep_layer_norms(graph)
-    onnx.save(graph, target)
+
+
+def read_weights_themselves(model: Any) -> None:
+    """Let what reads a copy of a weight read the weight; changes the model.
+
+    The exporter hands a weight that serves several times, as an ALBERT's layer does, on through Identity
+    nodes. What comes out of one is no constant to the quantiser: all but the first use would stay as it is.
+
+    Args:
+        model: An ``onnx.ModelProto``.
+    """
+    answers = {output.name for output in model.graph.output}
+    weights = {entry.name: entry.name for entry in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in answers:
+            weights[node.output[0]] = weights[node.input[0]]
+            continue
+        for place, name in enumerate(node.input):
+            node.input[place] = weights.get(name, name)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def keep_layer_norms(model: Any) -> None:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinybert import models
 from tinybert.data import TaskData, find_texts, tokenize
 from tinybert.errors import InputError
 from tinybert.tables import Source, open_source
 from tinybert.tasks import find_label_column
 from tinybert.training import StagePlan
+from tinybert.vocabulary import vocabulary_difference
 
 # Of rows that are cut, the whole lengths of so many are looked at.
 _SAMPLED_ROWS = 5_000
@@ -196,7 +196,7 @@ class Preflight:
         shown = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in self.parameters.items())
         counts = list(self.parameters.values())
         fewer = f" ({counts[0] / counts[-1]:.1f} times fewer)" if len(counts) > 1 else ""
-        return f"{shown} parameters{fewer}" if not fewer else f"{shown}{fewer}"
+        return f"{shown}{fewer or ' parameters'}"
 
     def _time_lines(self) -> list[str]:
         known = [(stage, seconds) for stage in self.stages if (seconds := stage.seconds) is not None]
@@ -343,7 +343,7 @@ def row_lines(train: TaskData, held_out: TaskData) -> tuple[str, str]:
 
 def compare_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str:
     """Say in a line whether two models read the same word pieces."""
-    difference = models.vocabulary_difference(student, teacher)
+    difference = vocabulary_difference(student, teacher)
     if difference is None:
         return f"{len(teacher.get_vocab()):,} word pieces, the same in both models, piece by piece"
     return (

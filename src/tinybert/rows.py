@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tinybert import models
 from tinybert.data import TaskData, load_data
-from tinybert.errors import InputError
+from tinybert.errors import InputError, refuse_given
 from tinybert.tasks import Kind
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,10 @@ def rows_to_score(model: PreTrainedModel, source: str, columns: RowColumns) -> T
     """Read labelled rows for a model to be scored on: of its kind of task, labels by its names.
 
     Raises:
-        InputError: See ``load_data``.
+        InputError: See ``load_data``; or a stride where there are no windows.
     """
     kind, names = models.task_of(model)
+    _check_stride(kind, columns)
     return load_data(
         source,
         split="validation",
@@ -90,7 +91,8 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
     """Read the training and the eval rows; the teacher's classes are the classes where there is one.
 
     Raises:
-        InputError: See ``load_data``; or one class only, or another kind of task than the teacher's.
+        InputError: See ``load_data``; or one class only, another kind of task than the teacher's, a stride
+            where there are no windows.
     """
     kind, names = models.task_of(teacher) if teacher is not None else (arguments.kind, ())
     if arguments.kind not in (None, kind):
@@ -101,18 +103,37 @@ def load_rows(arguments: DataArguments, teacher: PreTrainedModel | None = None) 
         "label_columns": arguments.label_columns,
     }
     train = load_data(arguments.train, split="train", kind=kind, label_names=names or None, **columns)
+    _check_stride(train.kind, arguments)
     names = train.label_names
     if train.kind in ("classification", "token_classification") and len(names) < 2:
         raise InputError(f"{arguments.train} has one class only, {names[0]!r}: there is nothing to learn")
     held_out = load_data(
         arguments.eval, split="validation", kind=train.kind, label_names=names or None, **columns
     )
-    warn_if_shared(train, held_out)
+    check_held_out(train, held_out)
     return train, held_out
 
 
-def warn_if_shared(train: TaskData, held_out: TaskData) -> None:
-    """Say so where a twentieth of the eval rows or more have their text among the training rows."""
+def _check_stride(kind: Kind, options: object) -> None:
+    if kind != "question_answering":
+        refuse_given(options, ["stride"], f"where the task is {kind}, whose rows are cut, not windowed")
+
+
+def check_held_out(train: TaskData, held_out: TaskData) -> None:
+    """Say so where a twentieth of the eval rows or more have their text among the training rows.
+
+    Raises:
+        InputError: The ones are single texts and the others pairs.
+    """
+    shapes = [
+        "pairs of texts" if "text_pair" in data.rows.column_names else "single texts"
+        for data in (train, held_out)
+    ]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"{train.source} has {shapes[0]} and {held_out.source} {shapes[1]}: give files of one kind, or "
+            "say which columns are read with --text_columns"
+        )
     shared, count = shared_rows(train.rows, held_out.rows), held_out.rows.num_rows
     if shared and shared >= count / 20:
         logger.warning(

@@ -1,6 +1,8 @@
 """A run directory -> its report.html: what the record says, and what both models show where they are."""
 
+import json
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from tinybert.rows import row_length
 from tinybert.run_directory import PAGE, Figures, Result, Run, file_size, write_whole
 from tinybert.served import onnx_lines, onnx_logits, tradeoff, with_latencies
 from tinybert.summary import (
+    RECORD,
     Line,
     cells,
     misfit,
@@ -35,10 +38,11 @@ from tinybert.summary import (
     verdict,
     with_retention,
 )
+from tinybert.vocabulary import vocabulary_difference
 
 logger = logging.getLogger(__name__)
 
-MOST_EVAL_ROWS = 1000  # that both models are run on again, where a run's own logits are not at hand
+MOST_EVAL_ROWS = 1000  # that both models are run on again for the rows they answer differently
 
 _ROWS = {
     "text_columns": ([str], None),
@@ -168,10 +172,17 @@ def publish(
 def report_of_run(folder: Path, comparison: Comparison) -> None:
     """Write the report of a run that has just been published; whatever goes wrong is a warning.
 
-    The student is in its place by then: nothing that a page needs is worth losing a run for.
+    The student is in its place by then: nothing that a page needs is worth losing a run for. How sure the
+    difference of the two scores is goes into the record: a later report has not all rows' logits at hand.
     """
     try:
         record = read_record(folder)
+        both = comparison.teacher_logits, comparison.student_logits
+        error = error_of_difference(comparison.data, comparison.rows, str(record["metric"]), *both)
+        if math.isfinite(error):
+            record["error_of_difference"] = error
+            text = json.dumps(record, indent=2) + "\n"
+            write_whole(folder, lambda temporary: (temporary / RECORD).write_text(text, encoding="utf-8"))
         lines = model_lines(record)
         lines = _with_onnx_scores(folder, record, lines + onnx_lines(folder, lines[-1]), comparison)
         _write(folder, record, lines, [], comparison)
@@ -191,7 +202,7 @@ def _lines(
             folders[name] = Path(source)
     lines, notes = before, []
     if arguments.baseline is not None:
-        lines.append(_baseline(Path(arguments.baseline), record["metric"]))
+        lines.append(_baseline(Path(arguments.baseline), record))
         folders[lines[-1].name] = Path(arguments.baseline)
     lines += [made, *onnx_lines(folder, made)]
     if arguments.benchmark is not None:
@@ -206,37 +217,44 @@ def _with_onnx_scores(
     """Return the lines with the scores of the ONNX files, where there are any, on the run's eval rows.
 
     Raises:
-        InputError: They cannot be run, or not on all the rows that the other scores are from.
+        InputError: They cannot be run, or the rows are not there any more.
     """
     made = model_lines(record)[-1]
     if record["metric"] is None or not onnx_lines(folder, made):
         return lines
-    if isinstance(comparison, Comparison):
-        data, rows, is_part = comparison.data, comparison.rows, comparison.is_part
-        tokenizer = comparison.tokenizers[1]
+    if isinstance(comparison, Comparison) and not comparison.is_part:
+        data, rows, tokenizer = comparison.data, comparison.rows, comparison.tokenizers[1]
     elif run_kind(record) == "general":
-        raise InputError(comparison)
+        raise InputError(str(comparison))
     else:
         model = models.open_task_model(str(folder))
-        data, is_part = _eval_rows(record, model)
+        data = _eval_rows(record, model)
         tokenizer = models.open_tokenizer(str(folder), kind=data.kind)
         rows = _tokens(record, data, tokenizer, model)
-    if is_part:
-        raise InputError(f"the run has more than {MOST_EVAL_ROWS:,} eval rows.")
     found = onnx_logits(folder, made, rows, tokenizer)
     scores = {name: score(data, rows, logits)[record["metric"]] for name, logits in found.items()}
     return [replace(line, score=scores.get(line.name, line.score)) for line in lines]
 
 
-def _baseline(folder: Path, metric: str | None) -> Line:
+def _baseline(folder: Path, run: Mapping[str, Any]) -> Line:
+    """Return the line of a run to set beside another.
+
+    Raises:
+        InputError: It was not scored by the same metric on the same rows.
+    """
     record = read_record(folder)
-    if record["metric"] != metric:
+    if record["metric"] != run["metric"]:
         raise InputError(
-            f"the baseline {folder} was scored by {record['metric']}, the run by {metric}: give one of the "
-            "same task"
+            f"the baseline {folder} was scored by {record['metric']}, the run by {run['metric']}: give one "
+            "of the same task"
         )
-    is_taught = run_kind(record) != "finetune" and record["arguments"].get("baseline") != "finetune"
-    name = f"baseline {folder.resolve().name}" if is_taught else "fine-tuned only"
+    own, other = (each["data"].get("eval", {}) for each in (run, record))
+    if own.get("fingerprint") != other.get("fingerprint"):
+        raise InputError(
+            f"the baseline {folder} was scored on other rows ({other.get('source')}) than the run "
+            f"({own.get('source')}): give one with the same --eval"
+        )
+    name = "fine-tuned only" if run_kind(record) == "finetune" else f"baseline {folder.resolve().name}"
     return replace(model_lines(record)[-1], name=name)
 
 
@@ -260,11 +278,7 @@ def _write(
     results["attention"] = attention or results["attention"]
     header, rows = cells(lines, metric)
     results["table"] = {"header": header, "rows": rows, "notes": notes}
-    error = None
-    if isinstance(comparison, Comparison) and not comparison.is_part and run_kind(record) == "distill":
-        logits = (comparison.teacher_logits, comparison.student_logits)
-        error = error_of_difference(comparison.data, comparison.rows, str(metric), *logits)
-    results["verdict"] = verdict(record, lines, error_of_difference=error)
+    results["verdict"] = verdict(record, lines)
     pages = {PAGE: render(results)}
     card = folder / "README.md"
     if card.is_file() and is_unedited(card.read_text(encoding="utf-8", errors="replace")):
@@ -292,7 +306,10 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     if not isinstance(source, str):
         raise InputError("the arguments in run.json are damaged ('teacher' is no text).")
     teacher, student = (models.open_task_model(each) for each in (source, str(folder)))
-    data, is_part = _eval_rows(record, student)
+    data = _eval_rows(record, student)
+    is_part = len(data.rows) > MOST_EVAL_ROWS
+    if is_part:
+        data = replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS)))
     teacher_tokenizer, tokenizer = (
         models.open_tokenizer(each, kind=data.kind) for each in (source, str(folder))
     )
@@ -303,8 +320,8 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> Comparison:
     return Comparison(data, rows, teacher, student, tokenizers, teacher_logits, logits, is_part)
 
 
-def _eval_rows(record: Mapping[str, Any], model: PreTrainedModel) -> tuple[TaskData, bool]:
-    """Read a run's eval rows again, as its model names labels; say whether they are but the first of them.
+def _eval_rows(record: Mapping[str, Any], model: PreTrainedModel) -> TaskData:
+    """Read a run's eval rows again, as its model names labels.
 
     Raises:
         InputError: They are not there any more, or not what they were.
@@ -319,9 +336,7 @@ def _eval_rows(record: Mapping[str, Any], model: PreTrainedModel) -> tuple[TaskD
     data = load_data(source, split="validation", kind=kind, label_names=names or None, **columns)
     if data.fingerprint != record["data"].get("eval", {}).get("fingerprint"):
         raise InputError(f"the rows of {source} are not those of the run any more.")
-    if len(data.rows) <= MOST_EVAL_ROWS:
-        return data, False
-    return replace(data, rows=data.rows.select(range(MOST_EVAL_ROWS))), True
+    return data
 
 
 def _tokens(
@@ -340,7 +355,7 @@ def _evidence(record: Mapping[str, Any], comparison: Comparison | str) -> dict[s
     found = disagreements(data, comparison.rows, comparison.teacher_logits, comparison.student_logits)
     if comparison.is_part:
         found["sentences"].append(f"These are the first {len(data.rows):,} eval rows.")
-    difference = models.vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
+    difference = vocabulary_difference(comparison.tokenizers[1], comparison.tokenizers[0])
     if difference is None:
         pair = comparison.teacher, comparison.student
         maps = _maps(record, pair, comparison.tokenizers[1], shown_texts(data), found["places"])

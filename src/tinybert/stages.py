@@ -14,7 +14,7 @@ from tinybert.collation import PER_TOKEN
 from tinybert.data import TaskData, load_data, tokenize
 from tinybert.distill_arguments import DistillArguments as DistillArguments
 from tinybert.distillation import Distillation
-from tinybert.errors import InputError, check_least
+from tinybert.errors import InputError, check_least, refuse_given
 from tinybert.evaluation import check_knowledge, predict_logits, score
 from tinybert.export import ExportArguments, to_onnx
 from tinybert.finetuning import FinetuneArguments, prepare_finetuning
@@ -25,11 +25,11 @@ from tinybert.rows import (
     MAX_LENGTH_HELP,
     STRIDE_HELP,
     DataArguments,
+    check_held_out,
     load_rows,
     provenance,
     row_length,
     rows_to_score,
-    warn_if_shared,
 )
 from tinybert.run_directory import Figures, Result, Run, file_size
 from tinybert.run_report import Comparison, publish
@@ -147,8 +147,7 @@ def _export_arguments(arguments: DistillArguments, max_length: int | None) -> Ex
     """Return how a student is exported: both files scored on the eval rows, cut at ``max_length``."""
     read = ("text_columns", "label_column", "label_columns", "stride")
     columns = {name: getattr(arguments, name) for name in read} | {"max_length": max_length}
-    drop = 1.0 if arguments.max_drop is None else arguments.max_drop
-    return ExportArguments("", int8=True, check=arguments.eval, max_drop=drop, **columns)
+    return ExportArguments("", int8=True, check=arguments.eval, max_drop=arguments.max_drop, **columns)
 
 
 def _export(arguments: ExportArguments, student: Path) -> str:
@@ -213,6 +212,8 @@ def _prepare_distillation(arguments: DistillArguments, config: DistillationConfi
     intermediate, prediction = _stage_configs(arguments, config)
     teacher = models.open_task_model(arguments.teacher)
     kind, names = models.task_of(teacher)
+    if kind == "regression":
+        refuse_given(config, ["temperature"], "where the teacher's answer is a score")
     teacher_tokenizer = models.open_tokenizer(arguments.teacher, kind=kind)
     compares_tokens = bool(arguments.intermediate_epochs) or arguments.baseline == "pkd" or kind in PER_TOKEN
     tokenizer = tokenizer_of_student(arguments, teacher_tokenizer, compares_tokens=compares_tokens)
@@ -276,7 +277,7 @@ class _TaughtRows:
             )
         self._ready = None if arguments.augmented is None else self._load(arguments.augmented)
         if self._ready is not None:
-            warn_if_shared(self._ready, held_out)
+            check_held_out(self._ready, held_out)
         self._job = None
         if arguments.augment:
             names = {entry.name for entry in fields(AugmentArguments)} & {
@@ -335,6 +336,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float]:
     rows = rows_to_score(model, arguments.data, arguments)
     max_length = row_length(arguments.max_length, kind, model)
     tokens = tokenize(rows, tokenizer, max_length, arguments.stride)
+    check_ids(arguments.model, model, tokens)
     logits = predict_logits(model, tokens, tokenizer, batch_size=arguments.batch_size)
     scores = score(rows, tokens, logits)
     if arguments.json is not None:

@@ -28,6 +28,7 @@ from tinybert.errors import InputError, refuse_given
 from tinybert.mapping import layer_map as map_layers
 from tinybert.moments import Moments
 from tinybert.student_config import StudentSize, bert_config, shrink_config
+from tinybert.vocabulary import vocabulary_difference
 
 Start = Literal["closed_form", "copy", "random"]
 Family = Literal["bert"]
@@ -91,7 +92,7 @@ def tokenizer_of_student(
     if arguments.student is None:
         return teacher
     own = models.open_tokenizer(arguments.student)
-    difference = models.vocabulary_difference(own, teacher)
+    difference = vocabulary_difference(own, teacher)
     if difference is None:
         return teacher
     if compares_tokens:

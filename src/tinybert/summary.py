@@ -27,7 +27,8 @@ _SHAPE = {
     "models": [_MODEL],
     "stages": {str: dict},
 }
-_REMOVED = {str: {"before": int, "after": int}}  # what pruning took away, in its record alone
+# What not every record has.
+_SOME = {"removed": {str: {"before": int, "after": int}}, "error_of_difference": (float, None)}
 _KINDS = {str: "text", float: "a finite number", int: "a whole number", dict: "an object", list: "a list"}
 _PARTS = {"pieces": "word pieces", "neurons": "feed-forward neurons a layer"}
 _BEYOND = 1e18  # no size, time or score is
@@ -77,8 +78,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}): make the run again") from error
     wrong = misfit(record, _SHAPE, "it")
-    if not wrong and "removed" in record:
-        wrong = misfit(record["removed"], _REMOVED, "'removed'")
+    some = {name: shape for name, shape in _SOME.items() if not wrong and name in record}
+    wrong = wrong or misfit(record, some, "it")
     if not wrong and not record["models"]:
         wrong = "it names no model, and one at least was expected"
     if wrong:
@@ -206,15 +207,12 @@ def standard_error(metric: str | None, score: float | None, rows: int | None) ->
     return math.sqrt(score * (1 - score) / rows)
 
 
-def verdict(
-    record: Mapping[str, Any], lines: Sequence[Line], *, error_of_difference: float | None = None
-) -> list[str]:
+def verdict(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
     """Return in a few sentences what came out, and how sure that is.
 
     Args:
         record: Of the run.
         lines: Its models.
-        error_of_difference: Standard error of student's less teacher's score, both on the same rows.
     """
     metric, by_name = record["metric"], {line.name: line for line in lines}
     made = by_name[record["models"][-1]["name"]]
@@ -239,7 +237,8 @@ def verdict(
         f"The student {verb} {kept} ({score} against "
         f"{score_text(teacher.score, metric)}){_smaller(made, teacher)}{_faster(made, teacher)}."
     ]
-    said.append(_certainty(made.score - teacher.score, made.score, metric, rows, error_of_difference))
+    error = record.get("error_of_difference")
+    said.append(_certainty(made.score - teacher.score, made.score, metric, rows, error))
     if has_chosen(record):
         said.append("These rows also chose the checkpoint: on others the student may score a little lower.")
     return said
@@ -276,7 +275,7 @@ def _certainty(
         )
     error = standard_error(metric, score, rows)
     if error is None:
-        return "How far chance moves this score on so few rows was not measured."
+        return "How far chance moves this score on these rows was not measured."
     return f"On {rows:,} eval rows one standard error of a score is {100 * error:.1f} points."
 
 

@@ -347,3 +347,33 @@ def _check_same(model: PreTrainedModel, smaller: PreTrainedModel, rows: torch.Te
             f"{type(model).__name__} computes something else once its vocabulary is cut: leave --vocabulary "
             "out"
         )
+
+
+def check_pieces(source: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Check that a model has an embedding for every piece its tokenizer may make.
+
+    Raises:
+        InputError: It has not: they are not of one model.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    largest, pieces = max(tokenizer.get_vocab().values()), embeddings.num_embeddings
+    if largest >= pieces:
+        raise InputError(
+            f"the tokenizer of {source} makes piece {largest}, and the model knows {pieces} only: put the "
+            "tokenizer into its folder that it was trained with"
+        )
+
+
+def vocabulary_difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
+    """Say how the vocabularies of two tokenizers differ; None where every piece has the same id in both."""
+    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    if student_ids == teacher_ids:
+        return None
+    piece = min(
+        (piece for piece in student_ids | teacher_ids if student_ids.get(piece) != teacher_ids.get(piece)),
+        key=str,
+    )
+    return (
+        f"different vocabularies ({len(student_ids)} and {len(teacher_ids)} pieces; "
+        f"{piece!r} is {student_ids.get(piece)} and {teacher_ids.get(piece)})"
+    )
